@@ -1,0 +1,67 @@
+"""Back ends: the operators as pairs of plain functions, forward and backward, on arrays.
+
+    reference   NumPy, written as the derivation is written: the oracle for the others
+    cpu         Numba kernels, what a NumPy array gets by default
+    cuda        CuPy, what a CuPy array gets
+
+All expose the same functions with the same signatures, so a layer never asks where its arrays live.
+"""
+import importlib
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import numpy as np
+
+from minires.errors import UserError
+
+HOST_BACKENDS = ("reference", "cpu")
+_host_backend = ContextVar("minires_host_backend", default="cpu")
+
+
+def ops_for(array):
+    """The back end module for an array: `cuda` for CuPy's, else `cpu` or what `use_backend` chose.
+
+    Raises TypeError for anything that is neither a NumPy nor a CuPy array.
+    """
+    if isinstance(array, np.ndarray):
+        return importlib.import_module(f"minires.backends.{_host_backend.get()}")
+    if type(array).__module__.split(".")[0] == "cupy":
+        return importlib.import_module("minires.backends.cuda")
+    raise TypeError(f"minires works on NumPy and CuPy arrays, got {type(array).__name__}: use numpy.asarray on it")
+
+
+@contextmanager
+def use_backend(name):
+    """Within `with use_backend("reference"):` NumPy arrays are computed by that back end.
+
+    Raises UserError for a name that is not in HOST_BACKENDS.
+    """
+    if name not in HOST_BACKENDS:
+        raise UserError(f"unknown back end {name!r} for NumPy arrays: choose one of {', '.join(HOST_BACKENDS)}")
+    token = _host_backend.set(name)
+    try:
+        yield
+    finally:
+        _host_backend.reset(token)
+
+
+def set_num_threads(count):
+    """Use `count` CPU threads in the Numba kernels, 1 <= count <= the number Numba started with.
+
+    Raises UserError for a count outside that range.
+    """
+    importlib.import_module("minires.backends.cpu").set_num_threads(count)
+
+
+def to_device(array, device):
+    """A NumPy or CuPy array on `device`, "cpu" or "cuda" (no copy when it is there already)."""
+    if device == "cpu":
+        return to_numpy(array)
+    if device == "cuda":
+        return importlib.import_module("minires.backends.cuda").asarray(array)
+    raise UserError(f"unknown device {device!r}: choose cpu or cuda")
+
+
+def to_numpy(array):
+    """The array in host memory (a NumPy array is returned as it is)."""
+    return array if isinstance(array, np.ndarray) else array.get()

@@ -1,0 +1,229 @@
+"""Parameter, Layer and Sequential: the contract every layer, block and network keeps.
+
+    y = layer.forward(x)     # also layer(x); keeps what backward needs
+    dx = layer.backward(dy)  # dL/dx; adds dL/dparameter to parameter.grad; frees what forward kept
+    with inference_mode():   # forward keeps nothing
+        y = layer.forward(x)
+"""
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import numpy as np
+
+from minires.backends import to_device, to_numpy
+from minires.errors import UserError
+
+_inference = ContextVar("minires_inference", default=False)
+
+
+@contextmanager
+def inference_mode():
+    """Inside, forward keeps nothing for a backward pass (and may take folded, faster paths in evaluation mode)."""
+    token = _inference.set(True)
+    try:
+        yield
+    finally:
+        _inference.reset(token)
+
+
+def in_inference_mode():
+    """Whether the caller is inside `inference_mode`."""
+    return _inference.get()
+
+
+class Parameter:
+    """An array that is learned, and the gradient of the loss with respect to it, of the same shape and dtype.
+
+    `backward` adds to `grad`; `zero_grad` empties it. `decays` says whether weight decay is meant for it when an
+    optimiser is told to spare biases and normalisation.
+    """
+
+    def __init__(self, data, decays=True):
+        self.data = data
+        self.grad = np.zeros_like(data)
+        self.decays = decays
+
+    def zero_grad(self):
+        """Set the gradient to zero, in place."""
+        self.grad.fill(0)
+
+    def convert(self, change):
+        """Replace data and gradient by `change` of them (a dtype or device conversion)."""
+        self.data, self.grad = change(self.data), change(self.grad)
+
+    def __repr__(self):
+        return f"Parameter{tuple(self.data.shape)}"
+
+
+class Layer:
+    """A function with a hand-written derivative. Subclasses write `forward` and `backward`, one under the other.
+
+    Attributes that are Parameters or Layers are found by themselves, in the order of construction;
+    names in the class attribute `buffers` are arrays that are saved but not learned (running statistics).
+    """
+
+    buffers = ()
+    training = True
+    _kept = "nothing yet"
+
+    def forward(self, x):
+        """y from x; outside `inference_mode` it keeps what `backward` will need."""
+        raise NotImplementedError(f"{type(self).__name__} does not define forward")
+
+    def backward(self, dy):
+        """dL/dx from dL/dy; adds to each parameter's `grad`. Once per forward: it frees what forward kept."""
+        raise NotImplementedError(f"{type(self).__name__} does not define backward")
+
+    def __call__(self, x):
+        return self.forward(x)
+
+    # --- what forward keeps for backward ---
+
+    def _save(self, *kept):
+        self._kept = "nothing in inference_mode" if in_inference_mode() else kept
+
+    def _saved(self):
+        kept, self._kept = self._kept, "it for one backward only"
+        if isinstance(kept, str):
+            raise RuntimeError(f"{type(self).__name__}.backward needs what forward keeps, and forward kept {kept}: "
+                               "call forward, outside inference_mode, before each backward")
+        return kept
+
+    def forget(self):
+        """Drop what the last forward kept, here and below (after a forward that no backward will follow)."""
+        self._kept = "nothing yet"
+        for _, child in self.named_children():
+            child.forget()
+        return self
+
+    # --- walking the tree ---
+
+    def named_children(self):
+        """Yield (name, Layer) of the direct children, in construction order."""
+        for name, value in vars(self).items():
+            if isinstance(value, Layer):
+                yield name, value
+
+    def named_layers(self, prefix=""):
+        """Yield (dotted name, Layer) of this layer (named "") and all below it, depth first."""
+        yield prefix, self
+        for name, child in self.named_children():
+            yield from child.named_layers(f"{prefix}.{name}" if prefix else name)
+
+    def named_parameters(self):
+        """Yield (dotted name, Parameter) in construction order: PyTorch's state_dict names."""
+        for prefix, layer in self.named_layers():
+            for name, value in vars(layer).items():
+                if isinstance(value, Parameter):
+                    yield (f"{prefix}.{name}" if prefix else name), value
+
+    def parameters(self):
+        """The list of Parameters, in construction order."""
+        return [parameter for _, parameter in self.named_parameters()]
+
+    def zero_grad(self):
+        """Set every parameter's gradient to zero."""
+        for parameter in self.parameters():
+            parameter.zero_grad()
+
+    # --- modes, dtypes and devices ---
+
+    def train(self, mode=True):
+        """Training mode: batch normalisation uses the batch's statistics, dropout drops. Returns self."""
+        for _, layer in self.named_layers():
+            layer.training = mode
+        return self
+
+    def eval(self):
+        """Evaluation mode: batch normalisation uses its running statistics, dropout is the identity. Returns self."""
+        return self.train(False)
+
+    def _convert(self, change):
+        for _, layer in self.named_layers():
+            for value in vars(layer).values():
+                if isinstance(value, Parameter):
+                    value.convert(change)
+            for name in layer.buffers:
+                setattr(layer, name, change(getattr(layer, name)))
+        return self.forget()
+
+    def astype(self, dtype):
+        """Convert parameters and buffers to float32 or float64, in place. Returns self."""
+        dtype = np.dtype(dtype)
+        if dtype not in (np.float32, np.float64):
+            raise UserError(f"cannot convert a layer to {dtype}: minires computes in float32 or float64")
+        return self._convert(lambda array: array.astype(dtype))
+
+    def to(self, device):
+        """Move parameters and buffers to "cpu" or "cuda", in place. Returns self."""
+        return self._convert(lambda array: to_device(array, device))
+
+    # --- saving and loading ---
+
+    def _tensors(self):
+        """Yield (dotted name, array) of parameters and buffers, layer by layer."""
+        for prefix, layer in self.named_layers():
+            own = [(name, value.data) for name, value in vars(layer).items() if isinstance(value, Parameter)]
+            for name, array in own + [(name, getattr(layer, name)) for name in layer.buffers]:
+                yield (f"{prefix}.{name}" if prefix else name), array
+
+    def state_dict(self):
+        """A new dict of copies, NumPy arrays in host memory: PyTorch's keys, this project's layouts."""
+        return {name: to_numpy(array).copy() for name, array in self._tensors()}
+
+    def load_state_dict(self, state):
+        """Copy the arrays of `state` in. Nothing is changed unless every key and shape fits.
+
+        Raises UserError that lists every missing, extra and misshapen key.
+        """
+        own = dict(self._tensors())
+        problems = [f"missing {name}" for name in own if name not in state]
+        problems += [f"unexpected {name}" for name in state if name not in own]
+        problems += [f"{name} has shape {tuple(state[name].shape)}, expected {tuple(array.shape)}"
+                     for name, array in own.items() if name in state and state[name].shape != array.shape]
+        if problems:
+            raise UserError(f"these weights do not fit this {type(self).__name__}: " + "; ".join(problems))
+        for name, array in own.items():
+            array[...] = to_device(np.asarray(state[name], array.dtype), "cpu" if isinstance(array, np.ndarray) else "cuda")
+        return self
+
+    def _require(self, x, shape):
+        """Refuse an x whose rank, fixed sizes or dtype do not fit. shape: letters for any size, numbers for fixed."""
+        fits = x.ndim == len(shape) and all(isinstance(want, str) or want == got
+                                            for want, got in zip(shape, x.shape, strict=True))
+        if not fits:
+            wanted = ", ".join(map(str, shape))
+            raise UserError(f"{type(self).__name__} expects x of shape ({wanted}), got {tuple(x.shape)}")
+        if x.size == 0:
+            raise UserError(f"{type(self).__name__} got an empty x of shape {tuple(x.shape)}: a batch needs at least one image")
+        own = next((value.data.dtype for value in vars(self).values() if isinstance(value, Parameter)), x.dtype)
+        if x.dtype != own or x.dtype not in (np.float32, np.float64):
+            raise UserError(f"{type(self).__name__} computes in {own if own != x.dtype else 'float32 or float64'}, "
+                            f"got x of dtype {x.dtype}: convert x, or the layer with astype")
+
+
+class Sequential(Layer):
+    """Layers one after another; backward walks them in reverse, which is the chain rule."""
+
+    def __init__(self, *layers):
+        for index, layer in enumerate(layers):
+            setattr(self, str(index), layer)
+
+    def __iter__(self):
+        return iter([layer for _, layer in self.named_children()])
+
+    def __len__(self):
+        return len(list(self.named_children()))
+
+    def __getitem__(self, index):
+        return list(self)[index]
+
+    def forward(self, x):
+        for layer in self:
+            x = layer.forward(x)
+        return x
+
+    def backward(self, dy):
+        for layer in reversed(list(self)):
+            dy = layer.backward(dy)
+        return dy

@@ -1,0 +1,65 @@
+"""Two-dimensional convolution."""
+import numpy as np
+
+from minires.backends import ops_for
+from minires.backends.reference import output_size
+from minires.init import he_normal, uniform_fan_in
+from minires.layer import Layer, Parameter
+from minires.layers.arguments import count, pair, require_output
+
+
+class Conv2d(Layer):
+    """Slide a KH x KW window over the image; each output pixel is a linear map of the pixels under it.
+
+    x: (N, H, W, C); y: (N, OH, OW, O); weight: (KH, KW, C, O); bias: (O,)
+    OH = (H + 2 * padding - dilation * (KH - 1) - 1) // stride + 1, OW likewise.
+
+    Let patches(x) be the matrix whose row (n, oh, ow) holds the KH * KW * C inputs that the output pixel sees, in the
+    weight's order. Then the convolution is a linear layer on patches:
+
+        y = patches(x) @ weight + bias
+
+    Backward. With L's differential dL = sum(dy * d(y)):
+
+        d(y) = patches(dx') @ weight + patches(x) @ dweight' + dbias'        (primes: small changes)
+        dbias   = sum of dy over N, OH, OW
+        dweight = patches(x)^T @ dy
+        dx      = patches^T(dy @ weight^T)      patches^T (col2im) adds each entry back to the pixel it was read from
+
+    where the last line is the adjoint of `patches`, because <patches(v), u> = <v, patches^T(u)> for all v, u.
+
+    The weights are He normal over the fan out, KH * KW * O (He et al. 2015b, https://arxiv.org/abs/1502.01852), drawn
+    from `rng`. Arguments are PyTorch's; kernel_size, stride, padding and dilation may be pairs. UserError for sizes
+    below 1 and for images smaller than the window.
+    """
+
+    def __init__(self, in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, bias=True, *, rng=None):
+        self.in_channels, self.out_channels = count("in_channels", in_channels), count("out_channels", out_channels)
+        self.kernel_size, self.stride = pair("kernel_size", kernel_size, 1), pair("stride", stride, 1)
+        self.padding, self.dilation = pair("padding", padding, 0), pair("dilation", dilation, 1)
+        rng = np.random.default_rng(0) if rng is None else rng
+        KH, KW = self.kernel_size
+        self.weight = Parameter(he_normal((KH, KW, in_channels, out_channels), KH * KW * out_channels, rng))
+        self.bias = None
+        if bias:
+            self.bias = Parameter(uniform_fan_in((out_channels,), KH * KW * in_channels, rng), decays=False)
+
+    def output_size(self, H, W):
+        """(OH, OW) for an H x W image."""
+        return tuple(output_size(*a) for a in zip((H, W), self.kernel_size, self.stride, self.padding, self.dilation,
+                                                  strict=True))
+
+    def forward(self, x):
+        self._require(x, ("N", "H", "W", self.in_channels))
+        require_output(self, x, self.output_size(*x.shape[1:3]))
+        bias = None if self.bias is None else self.bias.data
+        self._save(x)
+        return ops_for(x).conv2d_forward(x, self.weight.data, bias, self.stride, self.padding, self.dilation)
+
+    def backward(self, dy):
+        (x,) = self._saved()
+        ops, geometry = ops_for(dy), (self.stride, self.padding, self.dilation)
+        self.weight.grad += ops.conv2d_weight_gradient(dy, x, self.kernel_size, *geometry)
+        if self.bias is not None:
+            self.bias.grad += ops.channel_sum(dy)
+        return ops.conv2d_input_gradient(dy, self.weight.data, x.shape, *geometry)

@@ -1,0 +1,40 @@
+"""Dropout."""
+import numpy as np
+
+from minires.backends import ops_for, to_device
+from minires.errors import UserError
+from minires.layer import Layer
+
+
+class Dropout(Layer):
+    """In training, set each element to zero with probability p and scale the rest so that the mean is kept.
+
+    x, y: any shape
+
+        y = x * keep / (1 - p), keep drawn anew each forward        evaluation: y = x
+
+    Backward. Given the draw, the map is linear and diagonal, hence its own adjoint: dx = dy * keep / (1 - p).
+
+    Source: Srivastava et al. 2014, https://jmlr.org/papers/v15/srivastava14a.html
+    rng: the numpy.random.Generator the draws come from. UserError unless 0 <= p < 1.
+    """
+
+    def __init__(self, p=0.5, *, rng=None):
+        if not 0 <= p < 1:
+            raise UserError(f"Dropout's p is the probability of dropping, 0 <= p < 1, got {p!r}")
+        self.p = p
+        self.rng = np.random.default_rng(0) if rng is None else rng
+
+    def forward(self, x):
+        if not self.training or self.p == 0:
+            self._save(None)
+            return x
+        keep = self.rng.random(x.shape, np.float32) >= self.p
+        if not isinstance(x, np.ndarray):
+            keep = to_device(keep, "cuda")
+        self._save(keep)
+        return ops_for(x).dropout_forward(x, keep, self.p)
+
+    def backward(self, dy):
+        (keep,) = self._saved()
+        return dy if keep is None else ops_for(dy).dropout_backward(dy, keep, self.p)

@@ -1,0 +1,71 @@
+"""The linear layer, and the two layers that only pass on: Flatten and Identity."""
+import numpy as np
+
+from minires.backends import ops_for
+from minires.errors import UserError
+from minires.init import uniform_fan_in
+from minires.layer import Layer, Parameter
+from minires.layers.arguments import count
+
+
+class Linear(Layer):
+    """An affine map of each row.
+
+    x: (N, C); y: (N, K); weight: (C, K); bias: (K,)
+
+        y = x @ weight + bias
+
+    Backward. dL = sum(dy * (dx' @ weight + x @ dweight' + dbias')), and collecting what multiplies each change:
+
+        dx = dy @ weight^T        dweight = x^T @ dy        dbias = sum of dy over N
+
+    The initial weights are uniform in +-1 / sqrt(C), PyTorch's default, drawn from `rng`.
+    """
+
+    def __init__(self, in_features, out_features, bias=True, *, rng=None):
+        self.in_features, self.out_features = count("in_features", in_features), count("out_features", out_features)
+        rng = np.random.default_rng(0) if rng is None else rng
+        self.weight = Parameter(uniform_fan_in((in_features, out_features), in_features, rng))
+        self.bias = Parameter(uniform_fan_in((out_features,), in_features, rng), decays=False) if bias else None
+
+    def forward(self, x):
+        self._require(x, ("N", self.in_features))
+        self._save(x)
+        return ops_for(x).linear_forward(x, self.weight.data, None if self.bias is None else self.bias.data)
+
+    def backward(self, dy):
+        (x,) = self._saved()
+        dx, dweight, dbias = ops_for(dy).linear_backward(dy, x, self.weight.data)
+        self.weight.grad += dweight
+        if self.bias is not None:
+            self.bias.grad += dbias
+        return dx
+
+
+class Flatten(Layer):
+    """All features of an image in one row. x: (N, ...); y: (N, C), C the product of the rest.
+
+    The order is this project's channels-last one. Backward: nothing is computed forward, so dx is dy in x's shape.
+    """
+
+    def forward(self, x):
+        if x.ndim < 2 or x.size == 0:
+            raise UserError(f"Flatten expects x of shape (N, ...), at least one image, got {tuple(x.shape)}")
+        self._save(x.shape)
+        return x.reshape(len(x), -1)
+
+    def backward(self, dy):
+        (shape,) = self._saved()
+        return dy.reshape(shape)
+
+
+class Identity(Layer):
+    """y = x, dx = dy: the shortcut of a residual block, and what makes it work."""
+
+    def forward(self, x):
+        self._save()
+        return x
+
+    def backward(self, dy):
+        self._saved()
+        return dy

@@ -1,0 +1,109 @@
+"""Normalisation: over the batch, and over the channels of one pixel."""
+import numpy as np
+
+from minires.backends import ops_for
+from minires.errors import UserError
+from minires.layer import Layer, Parameter, in_inference_mode
+from minires.layers.arguments import count
+
+
+class BatchNorm2d(Layer):
+    """Normalise each channel over batch and space, then scale and shift it.
+
+    x, y: (N, H, W, C); weight, bias, running_mean, running_var: (C,)
+
+        x_hat = (x - mean) / sqrt(var + eps)          y = weight * x_hat + bias
+
+    Training takes mean and var (divided by m = N*H*W) from the batch and lets the running statistics follow,
+    running = (1 - momentum) * running + momentum * batch, the running variance from the unbiased one (m / (m - 1)),
+    as PyTorch does. Evaluation takes the running statistics and changes nothing.
+
+    Backward, evaluation: y is affine in x, so dx = weight / sqrt(var + eps) * dy.
+    Backward, training: mean and var depend on every x of the channel. With s = 1 / sqrt(var + eps), g = weight * dy:
+
+        d(mean) = sum(dx') / m       d(var) = 2 sum((x - mean) dx') / m       d(s) = -s^3 d(var) / 2
+        d(x_hat) = s (dx' - d(mean)) + (x - mean) d(s) = s (dx' - sum(dx') / m - x_hat sum(x_hat dx') / m)
+
+    The map dx' -> d(x_hat) is symmetric, so its adjoint is itself, applied to g:
+
+        dbias = sum(dy)      dweight = sum(dy * x_hat)
+        dx = weight * s * (dy - dbias / m - x_hat * dweight / m)
+
+    Source: Ioffe & Szegedy 2015, https://arxiv.org/abs/1502.03167
+    UserError when a training batch has one value a channel: its variance is zero and says nothing.
+    """
+
+    buffers = ("running_mean", "running_var")
+
+    def __init__(self, num_features, eps=1e-5, momentum=0.1):
+        self.num_features, self.eps, self.momentum = count("num_features", num_features), eps, momentum
+        self.weight = Parameter(np.ones(num_features, np.float32), decays=False)
+        self.bias = Parameter(np.zeros(num_features, np.float32), decays=False)
+        self.running_mean = np.zeros(num_features, np.float32)
+        self.running_var = np.ones(num_features, np.float32)
+
+    def forward(self, x):
+        self._require(x, ("N", "H", "W", self.num_features))
+        if self.training:
+            m = x.size // x.shape[-1]
+            if m < 2:
+                raise UserError(f"BatchNorm2d in training needs more than one value a channel, got x of shape {x.shape}: "
+                                "use a larger batch or image, or eval()")
+            y, mean, var = ops_for(x).batchnorm_forward(x, self.weight.data, self.bias.data, self.eps)
+            self.update_running(mean, var, m)
+        else:
+            mean, var = self.running_mean, self.running_var
+            y = ops_for(x).batchnorm_apply(x, mean, var, self.weight.data, self.bias.data, self.eps)
+        self._save(x, mean, var, self.training)
+        return y
+
+    def backward(self, dy):
+        x, mean, var, batch_statistics = self._saved()
+        dx, dweight, dbias = ops_for(dy).batchnorm_backward(dy, x, mean, var, self.weight.data, self.eps,
+                                                            batch_statistics)
+        self.weight.grad += dweight
+        self.bias.grad += dbias
+        return dx
+
+    def update_running(self, mean, var, m):
+        """Let the running statistics follow a batch of m values a channel, unless in inference_mode."""
+        if in_inference_mode():
+            return
+        keep, take = 1 - self.momentum, self.momentum
+        self.running_mean = keep * self.running_mean + take * mean
+        self.running_var = keep * self.running_var + take * var * (m / (m - 1))
+
+
+class LayerNorm(Layer):
+    """Normalise the C channels of each pixel (or row), then scale and shift them.
+
+    x, y: (..., C); weight, bias: (C,)
+
+        x_hat = (x - mean) / sqrt(var + eps), mean and var over the C channels      y = weight * x_hat + bias
+
+    Backward. As in batch normalisation, with the sums over C and g = weight * dy inside them, since the weight now
+    varies along the axis that is normalised:
+
+        dweight = sum(dy * x_hat)    dbias = sum(dy)    (over all but C)
+        dx = (g - mean(g) - x_hat * mean(g * x_hat)) / sqrt(var + eps)
+
+    Source: Ba et al. 2016, https://arxiv.org/abs/1607.06450
+    """
+
+    def __init__(self, num_features, eps=1e-5):
+        self.num_features, self.eps = count("num_features", num_features), eps
+        self.weight = Parameter(np.ones(num_features, np.float32), decays=False)
+        self.bias = Parameter(np.zeros(num_features, np.float32), decays=False)
+
+    def forward(self, x):
+        self._require(x, (*"NHW"[:x.ndim - 1], self.num_features))
+        y, mean, var = ops_for(x).layernorm_forward(x, self.weight.data, self.bias.data, self.eps)
+        self._save(x, mean, var)
+        return y
+
+    def backward(self, dy):
+        x, mean, var = self._saved()
+        dx, dweight, dbias = ops_for(dy).layernorm_backward(dy, x, mean, var, self.weight.data, self.eps)
+        self.weight.grad += dweight
+        self.bias.grad += dbias
+        return dx

@@ -1,0 +1,144 @@
+"""Residual blocks, and the plain block they are compared with."""
+from minires.backends import ops_for
+from minires.errors import UserError
+from minires.layer import Layer, Sequential
+from minires.layers.activation import ReLU
+from minires.layers.arguments import count, pair
+from minires.layers.conv import Conv2d
+from minires.layers.linear import Identity
+from minires.layers.norm import BatchNorm2d
+
+
+class PaddedShortcut(Layer):
+    """Option A of He et al. 2015, section 4.2: identity, every stride-th pixel, zeros for the new channels.
+
+    x: (N, H, W, C); y: (N, OH, OW, O), OH = ceil(H / stride); (O - C) // 2 zero channels come first.
+
+    Backward. A selection and a padding: its adjoint drops the padded channels and puts zeros where pixels were skipped.
+    """
+
+    def __init__(self, out_channels, stride):
+        self.out_channels, self.stride = count("out_channels", out_channels), pair("stride", stride, 1)
+
+    def forward(self, x):
+        self._require(x, ("N", "H", "W", "C"))
+        if x.shape[3] > self.out_channels:
+            raise UserError(f"PaddedShortcut only adds channels, got x of shape {x.shape} for {self.out_channels} channels out")
+        self._save(x.shape)
+        return ops_for(x).pad_shortcut_forward(x, self.out_channels, self.stride)
+
+    def backward(self, dy):
+        (x_shape,) = self._saved()
+        return ops_for(dy).pad_shortcut_backward(dy, x_shape, self.stride)
+
+
+def make_shortcut(in_channels, out_channels, stride, shortcut, rng):
+    """S(x): the identity where the shape stays, else option "A" (padded identity) or "B" (1x1 projection and BN)."""
+    if shortcut not in ("A", "B"):
+        raise UserError(f"unknown shortcut {shortcut!r}: choose A (identity, zero-padded channels) or B (1x1 projection)")
+    if stride == 1 and in_channels == out_channels:
+        return Identity()
+    if shortcut == "A":
+        if out_channels < in_channels:
+            raise UserError(f"shortcut A only adds channels, got {in_channels} in and {out_channels} out: use shortcut B")
+        return PaddedShortcut(out_channels, stride)
+    return Sequential(Conv2d(in_channels, out_channels, 1, stride, bias=False, rng=rng), BatchNorm2d(out_channels))
+
+
+class _Branch(Layer):
+    """F(x) of a block: convolutions, each with batch normalisation, and ReLU between them (not after the last)."""
+
+    def _add_units(self, *convolutions):
+        self.depth = len(convolutions)
+        for index, conv in enumerate(convolutions, 1):
+            setattr(self, f"conv{index}", conv)
+            setattr(self, f"bn{index}", BatchNorm2d(conv.out_channels))
+            if index < self.depth:
+                setattr(self, f"relu{index}", ReLU())
+
+    def branch(self):
+        """The layers of F, in order."""
+        names = [f"{kind}{index}" for index in range(1, self.depth + 1) for kind in ("conv", "bn", "relu")]
+        return [getattr(self, name) for name in names[:-1]]
+
+    def _branch_forward(self, x):
+        for layer in self.branch():
+            x = layer.forward(x)
+        return x
+
+    def _branch_backward(self, dy):
+        for layer in reversed(self.branch()):
+            dy = layer.backward(dy)
+        return dy
+
+
+class _ResidualBlock(_Branch):
+    """y = relu(F(x) + S(x)), and its derivative."""
+
+    def forward(self, x):
+        return self.relu.forward(ops_for(x).add(self._branch_forward(x), self.shortcut.forward(x)))
+
+    def backward(self, dy):
+        g = self.relu.backward(dy)
+        return ops_for(g).add(self._branch_backward(g), self.shortcut.backward(g))
+
+
+class BasicBlock(_ResidualBlock):
+    """Two 3x3 convolutions and a shortcut.
+
+    x: (N, H, W, C); y: (N, OH, OW, O), OH = ceil(H / stride)
+
+        F(x) = bn2(conv2(relu(bn1(conv1(x)))))        y = relu(F(x) + S(x))
+
+    Backward. A sum passes its gradient to both terms unchanged, and x feeds both, so their gradients add:
+
+        g = relu'(F + S) * dy        dx = F.backward(g) + S.backward(g)
+
+    With S the identity the second term is g itself: it reaches x without passing a single weight.
+    Source: He et al. 2015, sections 3.2 and 4.2, https://arxiv.org/abs/1512.03385
+    """
+
+    expansion = 1
+
+    def __init__(self, in_channels, channels, stride=1, shortcut="B", *, rng=None):
+        self._add_units(Conv2d(in_channels, channels, 3, stride, 1, bias=False, rng=rng),
+                        Conv2d(channels, channels, 3, 1, 1, bias=False, rng=rng))
+        self.shortcut = make_shortcut(in_channels, channels, stride, shortcut, rng)
+        self.relu = ReLU()
+
+
+class Bottleneck(_ResidualBlock):
+    """1x1 down, 3x3, 1x1 up to four times the channels, and a shortcut; y = relu(F(x) + S(x)) as in BasicBlock.
+
+    x: (N, H, W, C); y: (N, OH, OW, 4 * channels). The stride is on the 3x3 convolution, as in torchvision.
+    Source: He et al. 2015, section 4.1, figure 5.
+    """
+
+    expansion = 4
+
+    def __init__(self, in_channels, channels, stride=1, shortcut="B", *, rng=None):
+        self._add_units(Conv2d(in_channels, channels, 1, bias=False, rng=rng),
+                        Conv2d(channels, channels, 3, stride, 1, bias=False, rng=rng),
+                        Conv2d(channels, 4 * channels, 1, bias=False, rng=rng))
+        self.shortcut = make_shortcut(in_channels, 4 * channels, stride, shortcut, rng)
+        self.relu = ReLU()
+
+
+class PlainBlock(_Branch):
+    """BasicBlock without its shortcut: y = relu(F(x)), dx = F.backward(relu'(F) * dy). For comparison.
+
+    x: (N, H, W, C); y: (N, OH, OW, O). Source: the plain networks of He et al. 2015, sections 3.3 and 4.2.
+    """
+
+    expansion = 1
+
+    def __init__(self, in_channels, channels, stride=1, shortcut=None, *, rng=None):
+        self._add_units(Conv2d(in_channels, channels, 3, stride, 1, bias=False, rng=rng),
+                        Conv2d(channels, channels, 3, 1, 1, bias=False, rng=rng))
+        self.relu = ReLU()
+
+    def forward(self, x):
+        return self.relu.forward(self._branch_forward(x))
+
+    def backward(self, dy):
+        return self._branch_backward(self.relu.backward(dy))

@@ -1,0 +1,73 @@
+"""Losses: forward gives a float, backward the gradient of that float with respect to the network's output."""
+import numpy as np
+
+from minires.backends import ops_for
+from minires.errors import UserError
+
+
+class CrossEntropyLoss:
+    """Softmax and cross-entropy in one, averaged over the batch.
+
+    y: (N, K) logits; target: (N,) integers in 0 .. K-1
+
+        p = softmax(y)      q = (1 - label_smoothing) * one_hot(target) + label_smoothing / K
+        loss = -sum over N, K of q * log(p) / N
+
+    Backward. log p_j = y_j - log(sum_k exp y_k), so d(log p_j)/d(y_i) = [i = j] - p_i, and since sum(q) = 1:
+
+        dy = (p - q) / N
+
+    Taken together the division by p of the logarithm cancels, so nothing overflows, not even for logits of 1e4.
+    Source: Szegedy et al. 2015, section 7 (label smoothing), https://arxiv.org/abs/1512.00567
+    """
+
+    def __init__(self, label_smoothing=0.0):
+        if not 0 <= label_smoothing <= 1:
+            raise UserError(f"label_smoothing must lie in 0 .. 1, got {label_smoothing!r}")
+        self.label_smoothing = label_smoothing
+        self._kept = None
+
+    def forward(self, y, target):
+        if y.ndim != 2 or y.size == 0:
+            raise UserError(f"CrossEntropyLoss expects logits y of shape (N, K), at least one row, got {tuple(y.shape)}")
+        N, K = y.shape
+        if target.shape != (N,) or target.dtype.kind not in "iu":
+            raise UserError(f"CrossEntropyLoss expects {N} integer targets, one a row of y, got shape {target.shape} of "
+                            f"dtype {target.dtype}")
+        if isinstance(target, np.ndarray) and not (target.min() >= 0 and target.max() < K):
+            raise UserError(f"CrossEntropyLoss expects targets in 0 .. {K - 1}, got {target.min()} .. {target.max()}")
+        loss, softmax = ops_for(y).softmax_cross_entropy_forward(y, target, self.label_smoothing)
+        self._kept = softmax, target
+        return float(loss) if isinstance(y, np.ndarray) else loss
+
+    def backward(self):
+        (softmax, target), self._kept = _once(self), None
+        return ops_for(softmax).softmax_cross_entropy_backward(softmax, target, self.label_smoothing)
+
+
+class MSELoss:
+    """The mean of the squared differences over all elements.
+
+    y, target: one shape        loss = mean((y - target)^2)        backward: dy = 2 (y - target) / size
+    """
+
+    _kept = None
+
+    def forward(self, y, target):
+        if y.shape != target.shape or y.dtype != target.dtype:
+            raise UserError(f"MSELoss expects y and target alike, got {y.shape} {y.dtype} and {target.shape} {target.dtype}")
+        if y.size == 0:
+            raise UserError(f"MSELoss got an empty y of shape {tuple(y.shape)}: a mean needs at least one element")
+        self._kept = y, target
+        loss = ops_for(y).mse_forward(y, target)
+        return float(loss) if isinstance(y, np.ndarray) else loss
+
+    def backward(self):
+        kept, self._kept = _once(self), None
+        return ops_for(kept[0]).mse_backward(*kept)
+
+
+def _once(loss):
+    if loss._kept is None:
+        raise RuntimeError(f"{type(loss).__name__}.backward needs a forward before it, one for each backward")
+    return loss._kept

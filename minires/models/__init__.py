@@ -1,0 +1,28 @@
+"""The CIFAR and ImageNet ResNet families and their plain twins, by name."""
+from minires.errors import UserError
+from minires.models.resnet import CIFAR_DEPTHS, IMAGENET_LAYOUTS, CifarResNet, ImageNetResNet
+
+MODELS = (*(f"resnet{depth}" for depth in CIFAR_DEPTHS), *(f"plain{depth}" for depth in CIFAR_DEPTHS),
+          *(f"resnet{depth}" for depth in IMAGENET_LAYOUTS))
+
+
+def build_model(name, num_classes=10, shortcut=None, stem=None, *, in_channels=3, rng=None):
+    """A network by name, He-initialised from `rng` (seed 0 when none is given).
+
+    name: one of MODELS. shortcut: "A" or "B" (default: A for the CIFAR family, B for the ImageNet family).
+    stem, resnet18 to 152 only: "cifar" (3x3, no pooling; the default) or "imagenet" (7x7 stride 2 and max pooling).
+    UserError for an unknown name, shortcut or stem, and for an argument that the family does not have.
+    """
+    if name not in MODELS:
+        raise UserError(f"unknown model {name!r}: choose one of {', '.join(MODELS)}")
+    family, depth = name.rstrip("0123456789"), int(name.lstrip("resntplai"))
+    if depth in CIFAR_DEPTHS:
+        if stem not in (None, "cifar"):
+            raise UserError(f"{name} has one stem, cifar, got stem {stem!r}: resnet18 to resnet152 have the imagenet stem")
+        if family == "plain" and shortcut is not None:
+            raise UserError(f"{name} has no shortcuts, got shortcut {shortcut!r}: leave it out")
+        return CifarResNet(depth, num_classes, shortcut or "A", plain=family == "plain", in_channels=in_channels, rng=rng)
+    return ImageNetResNet(depth, num_classes, shortcut or "B", stem or "cifar", in_channels=in_channels, rng=rng)
+
+
+__all__ = ["MODELS", "CifarResNet", "ImageNetResNet", "build_model"]

@@ -1,0 +1,104 @@
+"""Optimisers: they read each parameter's `grad` and move its `data`, in place."""
+import numpy as np
+
+from minires.backends import ops_for, to_device, to_numpy
+from minires.errors import UserError
+
+
+class _Optimiser:
+    """A list of parameters, a learning rate that schedules set, and state arrays of the parameters' shapes.
+
+    `decay_all=False` spares biases and normalisation parameters from weight decay.
+    """
+
+    slots = ()  # the names of the state arrays a parameter has
+
+    def __init__(self, parameters, lr, weight_decay, decay_all):
+        self.parameters = list(parameters)
+        if not self.parameters:
+            raise UserError("the optimiser got no parameters: pass model.parameters()")
+        _require("lr", lr, lr >= 0, "at least 0")
+        _require("weight_decay", weight_decay, weight_decay >= 0, "at least 0")
+        self.lr, self.weight_decay, self.decay_all = lr, weight_decay, decay_all
+        self.state = [tuple(p.data * 0 for _ in self.slots) for p in self.parameters]
+        self.steps = 0
+
+    def zero_grad(self):
+        """Set every gradient to zero."""
+        for parameter in self.parameters:
+            parameter.zero_grad()
+
+    def step(self):
+        """Move every parameter by its gradient."""
+        self.steps += 1
+        for parameter, state in zip(self.parameters, self.state, strict=True):
+            decay = self.weight_decay if self.decay_all or parameter.decays else 0.0
+            self._update(ops_for(parameter.data), parameter, state, decay)
+
+    def state_dict(self):
+        """{"steps": int array, "0.velocity": array, ...}: NumPy copies, in the parameters' order."""
+        state = {f"{index}.{name}": to_numpy(array).copy()
+                 for index, arrays in enumerate(self.state) for name, array in zip(self.slots, arrays, strict=True)}
+        return {"steps": np.array(self.steps), **state}
+
+    def load_state_dict(self, state):
+        """Copy a `state_dict` in; UserError when its keys or shapes are another optimiser's."""
+        expected = {name: array.shape for name, array in self.state_dict().items()}
+        found = {name: array.shape for name, array in state.items()}
+        if expected != found:
+            odd = sorted({name for name, _ in expected.items() ^ found.items()})
+            raise UserError(f"this optimiser state does not fit {type(self).__name__} on these parameters: {', '.join(odd)}")
+        self.steps = int(state["steps"])
+        for index, arrays in enumerate(self.state):
+            for name, array in zip(self.slots, arrays, strict=True):
+                device = "cpu" if isinstance(array, np.ndarray) else "cuda"
+                array[...] = to_device(np.asarray(state[f"{index}.{name}"], array.dtype), device)
+
+
+class SGD(_Optimiser):
+    """Stochastic gradient descent with momentum, PyTorch's formula.
+
+        g = grad + weight_decay * parameter
+        velocity = momentum * velocity + g
+        parameter -= lr * (g + momentum * velocity  if nesterov else  velocity)
+
+    Source: Sutskever et al. 2013, "On the importance of initialization and momentum in deep learning".
+    """
+
+    slots = ("velocity",)
+
+    def __init__(self, parameters, lr, momentum=0.0, weight_decay=0.0, nesterov=False, *, decay_all=True):
+        super().__init__(parameters, lr, weight_decay, decay_all)
+        _require("momentum", momentum, 0 <= momentum < 1, "in 0 <= momentum < 1")
+        if nesterov and momentum == 0:
+            raise UserError("nesterov looks ahead along the velocity and needs momentum > 0, got momentum 0")
+        self.momentum, self.nesterov = momentum, nesterov
+
+    def _update(self, ops, parameter, state, decay):
+        ops.sgd_update(parameter.data, parameter.grad, *state, self.lr, self.momentum, decay, self.nesterov)
+
+
+class AdamW(_Optimiser):
+    """Adam with weight decay decoupled from the gradient.
+
+        first  = b1 * first  + (1 - b1) * grad          second = b2 * second + (1 - b2) * grad^2
+        parameter -= lr * weight_decay * parameter
+        parameter -= lr * first / (1 - b1^t) / (sqrt(second / (1 - b2^t)) + eps)
+
+    Source: Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101
+    """
+
+    slots = ("first", "second")
+
+    def __init__(self, parameters, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-2, *, decay_all=True):
+        super().__init__(parameters, lr, weight_decay, decay_all)
+        _require("betas", betas, all(0 <= beta < 1 for beta in betas), "in 0 <= beta < 1")
+        self.betas, self.eps = tuple(betas), eps
+
+    def _update(self, ops, parameter, state, decay):
+        ops.adamw_update(parameter.data, parameter.grad, *state, self.steps, self.lr, self.betas, self.eps, decay)
+
+
+def _require(name, value, fits, wanted):
+    if not fits:
+        raise UserError(f"{name} must be {wanted}, got {value!r}")
