@@ -1,0 +1,82 @@
+"""The CPU back end: Numba kernels for what costs time; BLAS, through NumPy, for the one small matrix product.
+
+Reading order: microkernel (the inner loop), geometry (which elements it multiplies), conv, norm, pool, elementwise; and
+simd (vectors as values), host (how wide they are), arena (memory that is used again).
+"""
+import sys
+
+import numba
+from numba.core import event
+
+from minires.backends.cpu.conv import conv2d_forward, conv2d_input_gradient, conv2d_weight_gradient
+from minires.backends.cpu.elementwise import (
+    adamw_update,
+    add,
+    dropout_backward,
+    dropout_forward,
+    relu_backward,
+    relu_forward,
+    sgd_update,
+)
+from minires.backends.cpu.norm import (
+    batchnorm_apply,
+    batchnorm_backward,
+    batchnorm_forward,
+    channel_sum,
+    layernorm_backward,
+    layernorm_forward,
+)
+from minires.backends.cpu.pool import (
+    avgpool2d_backward,
+    avgpool2d_forward,
+    global_avgpool_backward,
+    global_avgpool_forward,
+    maxpool2d_backward,
+    maxpool2d_forward,
+    pad_shortcut_backward,
+    pad_shortcut_forward,
+)
+from minires.backends.reference import (
+    linear_backward,
+    linear_forward,
+    mse_backward,
+    mse_forward,
+    softmax_cross_entropy_backward,
+    softmax_cross_entropy_forward,
+)
+from minires.errors import UserError
+
+__all__ = [
+    "adamw_update", "add", "avgpool2d_backward", "avgpool2d_forward", "batchnorm_apply", "batchnorm_backward",
+    "batchnorm_forward", "channel_sum", "conv2d_forward", "conv2d_input_gradient", "conv2d_weight_gradient",
+    "dropout_backward", "dropout_forward", "global_avgpool_backward", "global_avgpool_forward", "layernorm_backward",
+    "layernorm_forward", "linear_backward", "linear_forward", "maxpool2d_backward", "maxpool2d_forward",
+    "mse_backward", "mse_forward", "pad_shortcut_backward", "pad_shortcut_forward", "relu_backward", "relu_forward",
+    "sgd_update", "softmax_cross_entropy_backward", "softmax_cross_entropy_forward",
+]
+
+
+def set_num_threads(count):
+    """Use `count` threads in the kernels; UserError unless 1 <= count <= the number Numba started with."""
+    most = numba.config.NUMBA_NUM_THREADS
+    if not isinstance(count, int) or not 1 <= count <= most:
+        raise UserError(f"cannot use {count!r} threads: choose 1 to {most} (the NUMBA_NUM_THREADS of this process)")
+    numba.set_num_threads(count)
+
+
+class _Announcement(event.Listener):
+    """Says once a process that kernels are being compiled: it takes seconds, and only the first time on a machine."""
+
+    told = False
+
+    def on_start(self, event):
+        function = event.data["dispatcher"].py_func
+        if not self.told and function.__module__.startswith("minires."):
+            _Announcement.told = True
+            print("minires: compiling CPU kernels for this machine (cached for the next time)", file=sys.stderr)
+
+    def on_end(self, event):
+        pass
+
+
+event.register("numba:compile", _Announcement())

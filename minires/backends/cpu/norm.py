@@ -1,0 +1,241 @@
+"""Normalisation over the batch and over the channels of a pixel.
+
+Batch normalisation is two passes either way: one that sums over the pixels, a fixed number of parts each with its own
+sums, merged in order and in float64 (the bits do not depend on the number of threads), and one that maps. Sums of squares
+are taken about the part's first pixel, so a large mean costs no digits.
+
+Bytes moved: forward x twice and y once; backward dy and x twice and dx once.
+"""
+from functools import cache
+
+import numpy as np
+from numba import njit, prange
+
+from minires.backends.cpu.arena import empty
+from minires.backends.cpu.host import lanes_of
+from minires.backends.cpu.simd import load, splat, store
+
+PARTS = 64
+
+
+def channel_lanes(channels, dtype):
+    """A vector width that `channels` can fill: the host's, or the largest power of two below for few channels.
+
+    Where it does not divide the channels, a kernel's last vector overlaps the one before and computes some twice.
+    """
+    return min(lanes_of(dtype), 1 << (channels.bit_length() - 1))
+
+
+@cache
+def _moments_kernel(lanes):
+    @njit(parallel=True, cache=True)
+    def moments(x, means, squares):
+        M, C = x.shape
+        for part in prange(PARTS):
+            start, end = part * M // PARTS, (part + 1) * M // PARTS
+            if start == end:
+                continue
+            for c0 in range(0, C, lanes):
+                c = min(c0, C - lanes)
+                pivot = load(lanes, x, start * C + c)
+                total = pivot - pivot
+                square = total
+                for row in range(start, end):
+                    v = load(lanes, x, row * C + c) - pivot
+                    total = total + v
+                    square = square + v * v
+                mean = total * splat(lanes, x.dtype.type(1 / (end - start)))
+                store(means, part * C + c, pivot + mean)
+                store(squares, part * C + c, square - mean * total)
+
+    return moments
+
+
+def merge_moments(means, squares, counts):
+    """Mean and biased variance of the union of parts: each part's mean, sum of squares about it, and count.
+
+    means, squares: (P, C), counts: (P,). var = (sum of squares + sum of counts * (part's mean - mean)^2) / count
+    (Chan, Golub & LeVeque 1983), in float64.
+    """
+    dtype, count = means.dtype, counts.sum()
+    weights = counts[:, None]
+    means = means.astype(np.float64)
+    mean = (weights * means).sum(0) / count
+    var = (squares.sum(0, dtype=np.float64) + (weights * (means - mean) ** 2).sum(0)) / count
+    return mean.astype(dtype), np.maximum(var, 0).astype(dtype)
+
+
+@cache
+def _apply_kernel(lanes):
+    @njit(parallel=True, cache=True)
+    def apply(x, mean, scale, bias, y):
+        M, C = x.shape
+        for part in prange(PARTS):
+            for row in range(part * M // PARTS, (part + 1) * M // PARTS):
+                for c0 in range(0, C, lanes):
+                    c = min(c0, C - lanes)
+                    v = (load(lanes, x, row * C + c) - load(lanes, mean, c)) * load(lanes, scale, c)
+                    store(y, row * C + c, v + load(lanes, bias, c))
+
+    return apply
+
+
+@cache
+def _gradient_sums_kernel(lanes):
+    @njit(parallel=True, cache=True)
+    def gradient_sums(dy, x, mean, sums):
+        M, C = x.shape
+        for part in prange(PARTS):
+            for c0 in range(0, C, lanes):
+                c = min(c0, C - lanes)
+                centre = load(lanes, mean, c)
+                total = centre - centre
+                product = total
+                for row in range(part * M // PARTS, (part + 1) * M // PARTS):
+                    g = load(lanes, dy, row * C + c)
+                    total = total + g
+                    product = product + g * (load(lanes, x, row * C + c) - centre)
+                store(sums, (2 * part) * C + c, total)
+                store(sums, (2 * part + 1) * C + c, product)
+
+    return gradient_sums
+
+
+@cache
+def _gradient_kernel(lanes):
+    @njit(parallel=True, cache=True)
+    def gradient(dy, x, mean, from_dy, from_x, constant, dx):
+        M, C = x.shape
+        for part in prange(PARTS):
+            for row in range(part * M // PARTS, (part + 1) * M // PARTS):
+                for c0 in range(0, C, lanes):
+                    c = min(c0, C - lanes)
+                    v = (load(lanes, x, row * C + c) - load(lanes, mean, c)) * load(lanes, from_x, c)
+                    v = load(lanes, dy, row * C + c) * load(lanes, from_dy, c) + v
+                    store(dx, row * C + c, v + load(lanes, constant, c))
+
+    return gradient
+
+
+def rows(array):
+    """(..., C) as (M, C), C-contiguous (a view where it is already)."""
+    return np.ascontiguousarray(array).reshape(-1, array.shape[-1])
+
+
+def batchnorm_forward(x, weight, bias, eps):
+    """x: (..., C) -> y: (..., C) and the batch's mean and (biased) var: (C,)."""
+    flat = rows(x)
+    M, C = flat.shape
+    means, squares = np.zeros((2, PARTS, C), x.dtype)
+    _moments_kernel(channel_lanes(C, x.dtype))(flat, means, squares)
+    counts = np.diff(np.arange(PARTS + 1) * M // PARTS)
+    mean, var = merge_moments(means, squares, counts)
+    return batchnorm_apply(x, mean, var, weight, bias, eps), mean, var
+
+
+def batchnorm_apply(x, mean, var, weight, bias, eps):
+    """y = weight * (x - mean) / sqrt(var + eps) + bias, in one pass."""
+    y = empty(x.shape, x.dtype)
+    scale = (weight / np.sqrt(var + eps)).astype(x.dtype)
+    _apply_kernel(channel_lanes(x.shape[-1], x.dtype))(rows(x), mean, scale, bias, rows(y))
+    return y
+
+
+def batchnorm_coefficients(dweight_sum, dbias, var, weight, eps, count):
+    """(from_dy, from_x, constant) with dx = from_dy * dy + from_x * (x - mean) + constant, each (C,), and dweight.
+
+    The reference's dx, its per-channel factors collected; dweight_sum = sum(dy * (x - mean)). `count` is N * H * W, or
+    None where the statistics are constants.
+    """
+    inv_std = 1 / np.sqrt(var.astype(np.float64) + eps)
+    dweight = dweight_sum * inv_std
+    from_dy = weight * inv_std
+    if count is None:
+        return from_dy, np.zeros_like(from_dy), np.zeros_like(from_dy), dweight
+    return from_dy, -from_dy * inv_std * dweight / count, -from_dy * dbias / count, dweight
+
+
+def batchnorm_backward(dy, x, mean, var, weight, eps, batch_statistics):
+    """-> dx: (..., C), dweight: (C,), dbias: (C,)."""
+    flat_dy, flat_x = rows(dy), rows(x)
+    M, C = flat_x.shape
+    lanes = channel_lanes(C, x.dtype)
+    sums = np.empty((PARTS, 2, C), x.dtype)
+    _gradient_sums_kernel(lanes)(flat_dy, flat_x, mean, sums)
+    dbias, product = sums.sum(0, dtype=np.float64)
+    *coefficients, dweight = batchnorm_coefficients(product, dbias, var, weight, eps, M if batch_statistics else None)
+    dx = empty(x.shape, x.dtype)
+    _gradient_kernel(lanes)(flat_dy, flat_x, mean, *(c.astype(x.dtype) for c in coefficients), rows(dx))
+    return dx, dweight.astype(x.dtype), dbias.astype(x.dtype)
+
+
+@njit(parallel=True, cache=True)
+def _channel_sums(dy, sums):
+    M, C = dy.shape
+    for part in prange(PARTS):
+        sums[part] = 0
+        for row in range(part * M // PARTS, (part + 1) * M // PARTS):
+            for c in range(C):
+                sums[part, c] += dy[row, c]
+
+
+def channel_sum(dy):
+    """The gradient of a bias: dy: (..., C) -> (C,)."""
+    sums = np.empty((PARTS, dy.shape[-1]), dy.dtype)
+    _channel_sums(rows(dy), sums)
+    return sums.sum(0, dtype=np.float64).astype(dy.dtype)
+
+
+@njit(parallel=True, cache=True)
+def _layernorm(x, weight, bias, eps, y, mean, var):
+    M, C = x.shape
+    for row in prange(M):
+        total = x[row, 0] - x[row, 0]
+        for c in range(C):
+            total += x[row, c]
+        mean[row] = total / C
+        square = total - total
+        for c in range(C):
+            square += (x[row, c] - mean[row]) ** 2
+        var[row] = square / C
+        inv_std = 1 / np.sqrt(var[row] + eps)
+        for c in range(C):
+            y[row, c] = weight[c] * ((x[row, c] - mean[row]) * inv_std) + bias[c]
+
+
+@njit(parallel=True, cache=True)
+def _layernorm_gradient(dy, x, mean, var, weight, eps, dx, dweight, dbias):
+    M, C = x.shape
+    for part in prange(PARTS):
+        dweight[part] = 0
+        dbias[part] = 0
+        for row in range(part * M // PARTS, (part + 1) * M // PARTS):
+            inv_std = 1 / np.sqrt(var[row] + eps)
+            g_sum = dy[row, 0] - dy[row, 0]
+            g_x_sum = g_sum
+            for c in range(C):
+                x_hat = (x[row, c] - mean[row]) * inv_std
+                dweight[part, c] += dy[row, c] * x_hat
+                dbias[part, c] += dy[row, c]
+                g_sum += weight[c] * dy[row, c]
+                g_x_sum += weight[c] * dy[row, c] * x_hat
+            for c in range(C):
+                x_hat = (x[row, c] - mean[row]) * inv_std
+                dx[row, c] = inv_std * (weight[c] * dy[row, c] - g_sum / C - x_hat * g_x_sum / C)
+
+
+def layernorm_forward(x, weight, bias, eps):
+    """x: (..., C) -> y: (..., C), mean and var over the channels: (..., 1)."""
+    y = empty(x.shape, x.dtype)
+    mean, var = (np.empty((*x.shape[:-1], 1), x.dtype) for _ in range(2))
+    _layernorm(rows(x), weight, bias, x.dtype.type(eps), rows(y), mean.reshape(-1), var.reshape(-1))
+    return y, mean, var
+
+
+def layernorm_backward(dy, x, mean, var, weight, eps):
+    """-> dx: (..., C), dweight: (C,), dbias: (C,)."""
+    dx = empty(x.shape, x.dtype)
+    dweight, dbias = np.empty((2, PARTS, x.shape[-1]), x.dtype)
+    _layernorm_gradient(rows(dy), rows(x), mean.reshape(-1), var.reshape(-1), weight, x.dtype.type(eps), rows(dx),
+                        dweight, dbias)
+    return dx, dweight.sum(0), dbias.sum(0)

@@ -1,0 +1,187 @@
+"""Pooling and the padded shortcut: each image by one thread, channels innermost because they are contiguous.
+
+Bytes moved: x once, y once (and argmax, 4 bytes an output). The backward passes gather nothing: each image's dx is
+zeroed and added to while it is in the cache.
+"""
+import numpy as np
+from numba import njit, prange
+
+from minires.backends.cpu.arena import empty
+from minires.backends.reference import output_size
+
+
+@njit(parallel=True, cache=True)
+def _maxpool(x, y, argmax, kernel, stride, padding, dilation):
+    N, H, W, C = x.shape
+    for n in prange(N):
+        for oh in range(y.shape[1]):
+            for ow in range(y.shape[2]):
+                y[n, oh, ow] = -np.inf
+                argmax[n, oh, ow] = -1
+                for i in range(kernel[0]):
+                    h = oh * stride[0] - padding[0] + i * dilation[0]
+                    if h < 0 or h >= H:
+                        continue
+                    for j in range(kernel[1]):
+                        w = ow * stride[1] - padding[1] + j * dilation[1]
+                        if w < 0 or w >= W:
+                            continue
+                        for c in range(C):
+                            v, best = x[n, h, w, c], y[n, oh, ow, c]
+                            # The first of equals wins, and a NaN wins over numbers, as in the reference.
+                            if argmax[n, oh, ow, c] < 0 or v > best or (v != v and best == best):
+                                y[n, oh, ow, c] = v
+                                argmax[n, oh, ow, c] = i * kernel[1] + j
+
+
+@njit(parallel=True, cache=True)
+def _maxpool_gradient(dy, argmax, dx, kernel, stride, padding, dilation):
+    N, OH, OW, C = dy.shape
+    for n in prange(N):
+        dx[n] = 0
+        for oh in range(OH):
+            for ow in range(OW):
+                for c in range(C):
+                    i, j = divmod(argmax[n, oh, ow, c], kernel[1])
+                    dx[n, oh * stride[0] - padding[0] + i * dilation[0],
+                       ow * stride[1] - padding[1] + j * dilation[1], c] += dy[n, oh, ow, c]
+
+
+@njit(parallel=True, cache=True)
+def _avgpool(x, y, kernel, stride, padding):
+    N, H, W, C = x.shape
+    for n in prange(N):
+        for oh in range(y.shape[1]):
+            for ow in range(y.shape[2]):
+                y[n, oh, ow] = 0
+                for h in range(max(0, oh * stride[0] - padding[0]), min(H, oh * stride[0] - padding[0] + kernel[0])):
+                    for w in range(max(0, ow * stride[1] - padding[1]), min(W, ow * stride[1] - padding[1] + kernel[1])):
+                        for c in range(C):
+                            y[n, oh, ow, c] += x[n, h, w, c]
+                for c in range(C):
+                    y[n, oh, ow, c] /= kernel[0] * kernel[1]
+
+
+@njit(parallel=True, cache=True)
+def _avgpool_gradient(dy, dx, kernel, stride, padding):
+    N, H, W, C = dx.shape
+    for n in prange(N):
+        dx[n] = 0
+        for oh in range(dy.shape[1]):
+            for ow in range(dy.shape[2]):
+                for h in range(max(0, oh * stride[0] - padding[0]), min(H, oh * stride[0] - padding[0] + kernel[0])):
+                    for w in range(max(0, ow * stride[1] - padding[1]), min(W, ow * stride[1] - padding[1] + kernel[1])):
+                        for c in range(C):
+                            dx[n, h, w, c] += dy[n, oh, ow, c] / (kernel[0] * kernel[1])
+
+
+def _out_shape(x, kernel_size, stride, padding, dilation):
+    N, H, W, C = x.shape
+    return (N, *(output_size(*a) for a in zip((H, W), kernel_size, stride, padding, dilation, strict=True)), C)
+
+
+def maxpool2d_forward(x, kernel_size, stride, padding, dilation):
+    """-> y: (N, OH, OW, C) and argmax: the winning tap i * KW + j, int32, y's shape; ties go to the first tap.
+
+    A window that lies wholly in the padding gives -inf and tap 0.
+    """
+    shape = _out_shape(x, kernel_size, stride, padding, dilation)
+    y, argmax = empty(shape, x.dtype), empty(shape, np.int32)
+    _maxpool(np.ascontiguousarray(x), y, argmax, kernel_size, stride, padding, dilation)
+    return y, argmax
+
+
+def maxpool2d_backward(dy, argmax, x_shape, kernel_size, stride, padding, dilation):
+    """dx: (N, H, W, C): each dy goes to the one pixel that won."""
+    dx = empty(x_shape, dy.dtype)
+    _maxpool_gradient(np.ascontiguousarray(dy), argmax, dx, kernel_size, stride, padding, dilation)
+    return dx
+
+
+def avgpool2d_forward(x, kernel_size, stride, padding):
+    """y: (N, OH, OW, C), the mean over each window; padding counts as zeros."""
+    y = empty(_out_shape(x, kernel_size, stride, padding, (1, 1)), x.dtype)
+    _avgpool(np.ascontiguousarray(x), y, kernel_size, stride, padding)
+    return y
+
+
+def avgpool2d_backward(dy, x_shape, kernel_size, stride, padding):
+    """dx: (N, H, W, C): each dy is spread evenly over its window."""
+    dx = empty(x_shape, dy.dtype)
+    _avgpool_gradient(np.ascontiguousarray(dy), dx, kernel_size, stride, padding)
+    return dx
+
+
+@njit(parallel=True, cache=True)
+def _global_mean(x, y):
+    N, P, C = x.shape
+    for n in prange(N):
+        y[n] = 0
+        for p in range(P):
+            for c in range(C):
+                y[n, c] += x[n, p, c]
+        for c in range(C):
+            y[n, c] /= P
+
+
+@njit(parallel=True, cache=True)
+def _spread(dy, dx):
+    N, P, C = dx.shape
+    for n in prange(N):
+        for p in range(P):
+            for c in range(C):
+                dx[n, p, c] = dy[n, c] / P
+
+
+def global_avgpool_forward(x):
+    """x: (N, H, W, C) -> y: (N, C)."""
+    N, H, W, C = x.shape
+    y = np.empty((N, C), x.dtype)
+    _global_mean(np.ascontiguousarray(x).reshape(N, H * W, C), y)
+    return y
+
+
+def global_avgpool_backward(dy, x_shape):
+    """dx: (N, H, W, C): dy / (H * W) at every pixel."""
+    N, H, W, C = x_shape
+    dx = empty(x_shape, dy.dtype)
+    _spread(np.ascontiguousarray(dy), dx.reshape(N, H * W, C))
+    return dx
+
+
+@njit(parallel=True, cache=True)
+def _pad_shortcut(x, y, before, stride):
+    N, OH, OW, O = y.shape
+    for n in prange(N):
+        for oh in range(OH):
+            for ow in range(OW):
+                for o in range(O):
+                    y[n, oh, ow, o] = 0
+                for c in range(x.shape[3]):
+                    y[n, oh, ow, before + c] = x[n, oh * stride[0], ow * stride[1], c]
+
+
+@njit(parallel=True, cache=True)
+def _pad_shortcut_gradient(dy, dx, before, stride):
+    N, H, W, C = dx.shape
+    for n in prange(N):
+        dx[n] = 0
+        for oh in range(dy.shape[1]):
+            for ow in range(dy.shape[2]):
+                for c in range(C):
+                    dx[n, oh * stride[0], ow * stride[1], c] = dy[n, oh, ow, before + c]
+
+
+def pad_shortcut_forward(x, out_channels, stride):
+    """Every stride-th pixel, zero channels added evenly on both sides: (N, H, W, C) -> (N, OH, OW, O)."""
+    N, H, W, C = x.shape
+    y = empty((N, -(-H // stride[0]), -(-W // stride[1]), out_channels), x.dtype)
+    _pad_shortcut(np.ascontiguousarray(x), y, (out_channels - C) // 2, stride)
+    return y
+
+
+def pad_shortcut_backward(dy, x_shape, stride):
+    """dx: the pixels that were kept take the gradient of their own channels, the others none."""
+    dx = empty(x_shape, dy.dtype)
+    _pad_shortcut_gradient(np.ascontiguousarray(dy), dx, (dy.shape[3] - x_shape[3]) // 2, stride)
+    return dx
