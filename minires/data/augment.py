@@ -1,0 +1,93 @@
+"""From bytes to what a network is fed: random crop and flip, then per-channel standardisation.
+
+Order, as in He et al. 2015 (section 4.2) and torchvision's pipelines: a raw image is padded with zeros, which is
+black, then cropped and flipped, and standardised last. Black becomes -mean / std, not 0.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from minires.errors import UserError
+
+_CHUNK = 1_000  # images whose squares are held at a time
+
+
+def channel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and (population) standard deviation of each channel, of pixels scaled to [0, 1].
+
+    images: (N, H, W, C) uint8;  mean, std: (C,) float32. The sums are exact, in integers. Take them from the training
+    images, and standardise training and test images alike with them.
+    Raises UserError for no images, or a channel that is the same everywhere (it cannot be standardised).
+    """
+    n, height, width, channels = images.shape
+    if images.size == 0:
+        raise UserError(f"images of shape {images.shape} have no pixels: expected at least one, to take a mean of")
+    total, squares = np.zeros((2, width * channels), np.uint64)
+    for start in range(0, n, _CHUNK):
+        rows = images[start : start + _CHUNK].reshape(-1, width * channels)
+        total += rows.sum(axis=0, dtype=np.uint64)
+        squares += np.square(rows, dtype=np.uint16).sum(axis=0, dtype=np.uint64)
+    count = n * height * width
+    mean = total.reshape(width, channels).sum(axis=0) / count
+    variance = squares.reshape(width, channels).sum(axis=0) / count - mean * mean
+    if variance.min() <= 0:
+        raise UserError(f"channel {variance.argmin()} of the images has one value everywhere: expected it to vary")
+    return (mean / 255).astype(np.float32), (np.sqrt(variance) / 255).astype(np.float32)
+
+
+class Standardise:
+    """y = (x / 255 - mean) / std, for each channel.
+
+    x: (N, H, W, C) uint8;  y: (N, H, W, C) `dtype`;  mean, std: (C,), of pixels in [0, 1].
+    A byte has 256 values, so y is looked up: computed once in float64, rounded once.
+    Raises UserError for statistics of different lengths, or a std that is not above 0.
+    """
+
+    def __init__(self, mean, std, dtype=np.float32):
+        mean, std = np.asarray(mean, np.float64), np.asarray(std, np.float64)
+        if mean.ndim != 1 or mean.shape != std.shape:
+            raise UserError(f"mean {mean.shape} and std {std.shape} do not match: expected one number a channel, (C,)")
+        if not (np.isfinite(mean).all() and np.isfinite(std).all() and (std > 0).all()):
+            raise UserError(f"mean {mean.tolist()} and std {std.tolist()}: expected finite numbers, std above 0")
+        self._table = ((np.arange(256)[:, None] / 255 - mean) / std).astype(dtype).T.copy()  # (C, 256)
+
+    @property
+    def channels(self) -> int:
+        return len(self._table)
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        if x.dtype != np.uint8 or x.shape[-1] != self.channels:
+            raise UserError(f"images are {x.dtype} {x.shape}: expected uint8 (N, H, W, {self.channels})")
+        y = np.empty(x.shape, self._table.dtype)
+        for channel, table in enumerate(self._table):
+            y[..., channel] = table.take(x[..., channel])  # a third faster than table[x]
+        return y
+
+
+def augment_batch(images: np.ndarray, rng: np.random.Generator, padding: int = 4, flip: bool = True) -> np.ndarray:
+    """Shift each image by up to `padding` pixels each way (black comes in), and mirror every second one on average.
+
+    images, y: (N, H, W, C) uint8. Crop the zero-padded (H + 2 * padding, W + 2 * padding) image back to (H, W) at a
+    corner drawn uniformly; flip left to right with probability 1/2. Raises UserError for a negative padding.
+    """
+    if padding < 0:
+        raise UserError(f"padding {padding} is negative: expected 0 or more pixels")
+    n, height, width, channels = images.shape
+    top, left = rng.integers(0, 2 * padding + 1, (2, n))
+    mirrored = rng.random(n) < 0.5 if flip else np.zeros(n, bool)
+
+    padded = np.zeros((n, height + 2 * padding, width + 2 * padding, channels), images.dtype)
+    padded[:, padding : padding + height, padding : padding + width] = images
+    # corners[n, t, l] is the crop with its corner at (t, l): a view of rows of W * C bytes, so that the gather below
+    # copies whole rows instead of single pixels.
+    image, row, pixel, byte = padded.strides
+    corners = np.lib.stride_tricks.as_strided(
+        padded,
+        shape=(n, 2 * padding + 1, 2 * padding + 1, height, width * channels),
+        strides=(image, row, pixel, row, byte),
+        writeable=False,
+    )
+    y = corners[np.arange(n), top, left].reshape(images.shape)
+    y[mirrored] = y[mirrored, :, ::-1]
+    return y

@@ -1,0 +1,105 @@
+"""Batches for training and evaluation, made one or two ahead by a background thread."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import islice
+
+import numpy as np
+
+from minires.data.augment import Standardise, augment_batch
+from minires.data.dataset import Dataset
+from minires.errors import UserError
+
+_AHEAD = 2  # batches that may be finished or in the making before the consumer asks for them
+
+
+def _whole_number(value, name: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise UserError(f"{name} {value!r} is not a whole number: expected an integer")
+    return int(value)
+
+
+def split_train_validation(train: Dataset, validation_size: int, rng: np.random.Generator) -> tuple[Dataset, Dataset]:
+    """Split off `validation_size` random images that share the classes' proportions: (training, validation).
+
+    The two are disjoint and together hold every image once, both in the original order.
+    Raises UserError when validation_size is not in 1 .. len(train) - 1.
+    """
+    size, n = _whole_number(validation_size, "validation size"), len(train)
+    if not 1 <= size <= n - 1:
+        raise UserError(f"validation size {size} does not fit {n} training images: expected 1 to {n - 1}")
+    shuffled = rng.permutation(n)
+    by_class = shuffled[np.argsort(train.labels[shuffled], kind="stable")]
+    # Evenly spaced places in a list sorted by class take from each class its share, to within one image.
+    chosen = np.zeros(n, bool)
+    chosen[by_class[(2 * np.arange(size) + 1) * n // (2 * size)]] = True
+    return train.subset(~chosen), train.subset(chosen)
+
+
+class Loader:
+    """Iterate over a data set once, in standardised batches; iterating again is a new epoch.
+
+    Yields (x, target), x: (N, H, W, C) `dtype`, target: (N,) int64, N = batch_size (the last one is smaller, unless
+    drop_last). mean, std: (C,), of the training images' pixels in [0, 1]. augment: random crops and flips (see
+    `augment_batch`). shuffle: a fresh permutation each epoch.
+
+    An epoch's randomness comes from one number drawn from `rng` when iteration begins: it does not depend on the
+    thread's timing or on where the consumer stops, and restoring `rng.bit_generator.state` repeats what followed.
+    Raises UserError for an empty data set, a batch_size below 1, drop_last with less than one whole batch, or shuffle
+    or augment without rng.
+    """
+
+    def __init__(self, dataset: Dataset, batch_size: int, *, mean, std, augment: bool = False, shuffle: bool = False,
+                 rng: np.random.Generator | None = None, drop_last: bool = False, dtype=np.float32):
+        self.batch_size = _whole_number(batch_size, "batch size")
+        if self.batch_size < 1:
+            raise UserError(f"batch size {batch_size} is too small: expected 1 or more")
+        if len(dataset) == 0:
+            raise UserError("the data set is empty: expected at least one image")
+        if drop_last and len(dataset) < self.batch_size:
+            raise UserError(
+                f"{len(dataset)} images fill no batch of {self.batch_size} and drop_last is set, so an epoch would do "
+                f"nothing: choose a batch size of at most {len(dataset)}"
+            )
+        if (shuffle or augment) and rng is None:
+            raise UserError("shuffle or augment without rng: pass rng=numpy.random.default_rng(seed)")
+        self.dataset, self.augment, self.shuffle, self.drop_last, self.rng = dataset, augment, shuffle, drop_last, rng
+        self.standardise = Standardise(mean, std, dtype)
+        if self.standardise.channels != dataset.images.shape[-1]:
+            raise UserError(
+                f"mean and std are of {self.standardise.channels} channels but the images have "
+                f"{dataset.images.shape[-1]}: expected one number a channel"
+            )
+
+    def __len__(self) -> int:
+        """The number of batches in an epoch."""
+        whole, rest = divmod(len(self.dataset), self.batch_size)
+        return whole + (rest > 0 and not self.drop_last)
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        # Drawn here and not in the generator, whose body only runs when the first batch is asked for.
+        random = self.shuffle or self.augment
+        return self._epoch(np.random.default_rng(self.rng.integers(2**63)) if random else None)
+
+    def _epoch(self, rng):
+        order = rng.permutation(len(self.dataset)) if self.shuffle else np.arange(len(self.dataset))
+        starts = range(0, len(self) * self.batch_size, self.batch_size)
+        jobs = (partial(self._batch, order[start : start + self.batch_size], rng) for start in starts)
+        # One worker makes the batches in order, so the draws from rng are in order too. Leaving the block, by the end,
+        # an exception or a consumer that stops early, waits for the worker to end.
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="minires-loader") as pool:
+            ahead = deque(pool.submit(job) for job in islice(jobs, _AHEAD))
+            while ahead:
+                batch = ahead.popleft().result()
+                ahead.extend(pool.submit(job) for job in islice(jobs, 1))
+                yield batch
+
+    def _batch(self, indices, rng):
+        images = self.dataset.images[indices]
+        if self.augment:
+            images = augment_batch(images, rng)
+        return self.standardise(images), self.dataset.labels[indices]
