@@ -4,7 +4,13 @@ Letters: N images, H x W pixels, C channels in, O channels out, KH x KW kernel, 
 Batches are (N, H, W, C), convolution weights (KH, KW, C, O), so a convolution is a linear layer on patches. Pairs
 such as `stride` are (rows, columns). Every function keeps the dtype it is given, float32 or float64.
 """
+import sys
+
 import numpy as np
+
+from minires.backends import composed
+
+_this = sys.modules[__name__]
 
 
 def output_size(size, kernel, stride, padding, dilation):
@@ -301,3 +307,37 @@ def adamw_update(parameter, grad, first, second, step, lr, betas, eps, weight_de
     second += (1 - betas[1]) * grad**2
     corrected = np.sqrt(second / (1 - betas[1] ** step)) + eps
     parameter -= lr / (1 - betas[0] ** step) * first / corrected
+
+
+# --- fused operators: compositions of the above, defined in composed.py ----------------------------------------------
+
+
+def conv2d_moments(x, prologue, weight, stride, padding):
+    """See composed.conv2d_moments."""
+    return composed.conv2d_moments(_this, x, prologue, weight, stride, padding)
+
+
+def conv2d_bias_relu(x, weight, bias, residual, relu, stride, padding):
+    """See composed.conv2d_bias_relu."""
+    return composed.conv2d_bias_relu(_this, x, weight, bias, residual, relu, stride, padding)
+
+
+def normalise_add_relu(z, prologue, residual):
+    """See composed.normalise_add_relu."""
+    return composed.normalise_add_relu(_this, z, prologue, residual)
+
+
+def add_relu_gradient(dy, y, z, mean):
+    """See composed.add_relu_gradient."""
+    return composed.add_relu_gradient(_this, dy, y, z, mean)
+
+
+def conv2d_unit_gradient(g, z, normalisation, x, prologue, weight, stride, padding, residual_gradient, need_dx):
+    """See composed.conv2d_unit_gradient."""
+    return composed.conv2d_unit_gradient(_this, g, z, normalisation, x, prologue, weight, stride, padding,
+                                         residual_gradient, need_dx)
+
+
+def batchnorm_coefficients(sum_g, sum_gx, var, weight, eps, count):
+    """See composed.batchnorm_coefficients."""
+    return composed.batchnorm_coefficients(sum_g, sum_gx, var, weight, eps, count)

@@ -31,7 +31,11 @@ class Conv2d(Layer):
     The weights are He normal over the fan out, KH * KW * O (He et al. 2015b, https://arxiv.org/abs/1502.01852), drawn
     from `rng`. Arguments are PyTorch's; kernel_size, stride, padding and dilation may be pairs. UserError for sizes
     below 1 and for images smaller than the window.
+
+    `input_gradient = False` on a network's first layer makes backward return None for dx, which training never reads.
     """
+
+    input_gradient = True
 
     def __init__(self, in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, bias=True, *, rng=None):
         self.in_channels, self.out_channels = count("in_channels", in_channels), count("out_channels", out_channels)
@@ -49,9 +53,13 @@ class Conv2d(Layer):
         return tuple(output_size(*a) for a in zip((H, W), self.kernel_size, self.stride, self.padding, self.dilation,
                                                   strict=True))
 
-    def forward(self, x):
+    def check(self, x):
+        """UserError unless x fits this layer."""
         self._require(x, ("N", "H", "W", self.in_channels))
         require_output(self, x, self.output_size(*x.shape[1:3]))
+
+    def forward(self, x):
+        self.check(x)
         bias = None if self.bias is None else self.bias.data
         self._save(x)
         return ops_for(x).conv2d_forward(x, self.weight.data, bias, self.stride, self.padding, self.dilation)
@@ -62,4 +70,6 @@ class Conv2d(Layer):
         self.weight.grad += ops.conv2d_weight_gradient(dy, x, self.kernel_size, *geometry)
         if self.bias is not None:
             self.bias.grad += ops.channel_sum(dy)
+        if not self.input_gradient:
+            return None
         return ops.conv2d_input_gradient(dy, self.weight.data, x.shape, *geometry)

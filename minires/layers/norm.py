@@ -45,10 +45,7 @@ class BatchNorm2d(Layer):
     def forward(self, x):
         self._require(x, ("N", "H", "W", self.num_features))
         if self.training:
-            m = x.size // x.shape[-1]
-            if m < 2:
-                raise UserError(f"BatchNorm2d in training needs more than one value a channel, got x of shape {x.shape}: "
-                                "use a larger batch or image, or eval()")
+            m = self.values_per_channel(x)
             y, mean, var = ops_for(x).batchnorm_forward(x, self.weight.data, self.bias.data, self.eps)
             self.update_running(mean, var, m)
         else:
@@ -64,6 +61,14 @@ class BatchNorm2d(Layer):
         self.weight.grad += dweight
         self.bias.grad += dbias
         return dx
+
+    def values_per_channel(self, x):
+        """m = N*H*W of x; UserError for a training batch with a single value a channel."""
+        m = x.size // x.shape[-1]
+        if self.training and m < 2:
+            raise UserError(f"BatchNorm2d in training needs more than one value a channel, got x of shape {x.shape}: use "
+                            "a larger batch or image, or eval()")
+        return m
 
     def update_running(self, mean, var, m):
         """Let the running statistics follow a batch of m values a channel, unless in inference_mode."""

@@ -2,6 +2,7 @@
 from minires.backends import ops_for
 from minires.errors import UserError
 from minires.layer import Layer, Sequential
+from minires.layers import fused
 from minires.layers.activation import ReLU
 from minires.layers.arguments import count, pair
 from minires.layers.conv import Conv2d
@@ -45,8 +46,13 @@ def make_shortcut(in_channels, out_channels, stride, shortcut, rng):
     return Sequential(Conv2d(in_channels, out_channels, 1, stride, bias=False, rng=rng), BatchNorm2d(out_channels))
 
 
-class _Branch(Layer):
-    """F(x) of a block: convolutions, each with batch normalisation, and ReLU between them (not after the last)."""
+class Branch(Layer):
+    """F(x) of a block: units of a convolution and its normalisation, with ReLU between them (not after the last).
+
+    `fused` (see `minires.fuse`) lets layers/fused.py compute the block.
+    """
+
+    fused = False
 
     def _add_units(self, *convolutions):
         self.depth = len(convolutions)
@@ -56,31 +62,40 @@ class _Branch(Layer):
             if index < self.depth:
                 setattr(self, f"relu{index}", ReLU())
 
-    def branch(self):
-        """The layers of F, in order."""
+    def units(self):
+        """The (convolution, normalisation) pairs of F, in order."""
+        return [(getattr(self, f"conv{index}"), getattr(self, f"bn{index}")) for index in range(1, self.depth + 1)]
+
+    def _branch(self):
         names = [f"{kind}{index}" for index in range(1, self.depth + 1) for kind in ("conv", "bn", "relu")]
         return [getattr(self, name) for name in names[:-1]]
 
-    def _branch_forward(self, x):
-        for layer in self.branch():
+    def branch_forward(self, x):
+        """F(x)."""
+        for layer in self._branch():
             x = layer.forward(x)
         return x
 
-    def _branch_backward(self, dy):
-        for layer in reversed(self.branch()):
+    def branch_backward(self, dy):
+        """F's dx from its dy."""
+        for layer in reversed(self._branch()):
             dy = layer.backward(dy)
         return dy
 
 
-class _ResidualBlock(_Branch):
+class _ResidualBlock(Branch):
     """y = relu(F(x) + S(x)), and its derivative."""
 
     def forward(self, x):
-        return self.relu.forward(ops_for(x).add(self._branch_forward(x), self.shortcut.forward(x)))
+        if self.fused:
+            return fused.forward(self, x, self.shortcut)
+        return self.relu.forward(ops_for(x).add(self.branch_forward(x), self.shortcut.forward(x)))
 
     def backward(self, dy):
+        if self.fused:
+            return fused.backward(self, dy, self.shortcut)
         g = self.relu.backward(dy)
-        return ops_for(g).add(self._branch_backward(g), self.shortcut.backward(g))
+        return ops_for(g).add(self.branch_backward(g), self.shortcut.backward(g))
 
 
 class BasicBlock(_ResidualBlock):
@@ -124,7 +139,7 @@ class Bottleneck(_ResidualBlock):
         self.relu = ReLU()
 
 
-class PlainBlock(_Branch):
+class PlainBlock(Branch):
     """BasicBlock without its shortcut: y = relu(F(x)), dx = F.backward(relu'(F) * dy). For comparison.
 
     x: (N, H, W, C); y: (N, OH, OW, O). Source: the plain networks of He et al. 2015, sections 3.3 and 4.2.
@@ -138,7 +153,11 @@ class PlainBlock(_Branch):
         self.relu = ReLU()
 
     def forward(self, x):
-        return self.relu.forward(self._branch_forward(x))
+        if self.fused:
+            return fused.forward(self, x)
+        return self.relu.forward(self.branch_forward(x))
 
     def backward(self, dy):
-        return self._branch_backward(self.relu.backward(dy))
+        if self.fused:
+            return fused.backward(self, dy)
+        return self.branch_backward(self.relu.backward(dy))

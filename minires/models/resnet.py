@@ -2,27 +2,24 @@
 import numpy as np
 
 from minires.errors import UserError
-from minires.layer import Layer, Sequential
-from minires.layers import (
-    BasicBlock,
-    BatchNorm2d,
-    Bottleneck,
-    Conv2d,
-    GlobalAvgPool2d,
-    Linear,
-    MaxPool2d,
-    PlainBlock,
-    ReLU,
-)
+from minires.layer import Sequential
+from minires.layers import BasicBlock, Bottleneck, Conv2d, GlobalAvgPool2d, Linear, MaxPool2d, PlainBlock, ReLU, fused
 from minires.layers.arguments import count
+from minires.layers.residual import Branch
 
 CIFAR_DEPTHS = (20, 32, 44, 56, 110)  # 6n + 2: three stages of n blocks of two convolutions, stem and linear
 IMAGENET_LAYOUTS = {18: (BasicBlock, (2, 2, 2, 2)), 34: (BasicBlock, (3, 4, 6, 3)), 50: (Bottleneck, (3, 4, 6, 3)),
                     101: (Bottleneck, (3, 4, 23, 3)), 152: (Bottleneck, (3, 8, 36, 3))}
 
 
-class _ResNet(Layer):
-    """Layers one after another. Attribute names give PyTorch's state_dict keys (`layer1.0.conv1.weight`)."""
+class _ResNet(Branch):
+    """A stem (one unit and a ReLU) and layers after it. Attribute names give PyTorch's keys (`layer1.0.conv1.weight`).
+
+    `input_gradient = False` leaves out the gradient with respect to the images, which training never reads: backward
+    then returns None.
+    """
+
+    input_gradient = True
 
     def _stage(self, block, channels, blocks, stride, shortcut, rng):
         stage = []
@@ -31,15 +28,23 @@ class _ResNet(Layer):
             self._width = channels * block.expansion
         return Sequential(*stage)
 
+    def _body(self):
+        stem = (self.conv1, self.bn1, self.relu)
+        return [layer for _, layer in self.named_children() if layer not in stem]
+
     def forward(self, x):
-        for _, layer in self.named_children():
+        x = fused.forward(self, x) if self.fused else self.relu.forward(self.branch_forward(x))
+        for layer in self._body():
             x = layer.forward(x)
         return x
 
     def backward(self, dy):
-        for _, layer in reversed(list(self.named_children())):
+        for layer in reversed(self._body()):
             dy = layer.backward(dy)
-        return dy
+        if self.fused:
+            return fused.backward(self, dy, need_dx=self.input_gradient)
+        self.conv1.input_gradient = self.input_gradient
+        return self.branch_backward(self.relu.backward(dy))
 
 
 class CifarResNet(_ResNet):
@@ -52,8 +57,7 @@ class CifarResNet(_ResNet):
         rng = np.random.default_rng(0) if rng is None else rng
         count("num_classes", num_classes)
         block, self._width = (PlainBlock if plain else BasicBlock), 16
-        self.conv1 = Conv2d(in_channels, 16, 3, 1, 1, bias=False, rng=rng)
-        self.bn1 = BatchNorm2d(16)
+        self._add_units(Conv2d(in_channels, 16, 3, 1, 1, bias=False, rng=rng))
         self.relu = ReLU()
         for stage, channels in enumerate((16, 32, 64), 1):
             blocks = self._stage(block, channels, (depth - 2) // 6, 1 if stage == 1 else 2, shortcut, rng)
@@ -76,8 +80,7 @@ class ImageNetResNet(_ResNet):
         count("num_classes", num_classes)
         (block, layout), self._width = IMAGENET_LAYOUTS[depth], 64
         kernel, stride, padding = (7, 2, 3) if stem == "imagenet" else (3, 1, 1)
-        self.conv1 = Conv2d(in_channels, 64, kernel, stride, padding, bias=False, rng=rng)
-        self.bn1 = BatchNorm2d(64)
+        self._add_units(Conv2d(in_channels, 64, kernel, stride, padding, bias=False, rng=rng))
         self.relu = ReLU()
         if stem == "imagenet":
             self.maxpool = MaxPool2d(3, 2, 1)

@@ -18,6 +18,14 @@ from minires.backends.cpu.elementwise import (
     relu_forward,
     sgd_update,
 )
+from minires.backends.cpu.fused import (
+    add_relu_gradient,
+    batchnorm_coefficients,
+    conv2d_bias_relu,
+    conv2d_moments,
+    conv2d_unit_gradient,
+    normalise_add_relu,
+)
 from minires.backends.cpu.norm import (
     batchnorm_apply,
     batchnorm_backward,
@@ -47,12 +55,42 @@ from minires.backends.reference import (
 from minires.errors import UserError
 
 __all__ = [
-    "adamw_update", "add", "avgpool2d_backward", "avgpool2d_forward", "batchnorm_apply", "batchnorm_backward",
-    "batchnorm_forward", "channel_sum", "conv2d_forward", "conv2d_input_gradient", "conv2d_weight_gradient",
-    "dropout_backward", "dropout_forward", "global_avgpool_backward", "global_avgpool_forward", "layernorm_backward",
-    "layernorm_forward", "linear_backward", "linear_forward", "maxpool2d_backward", "maxpool2d_forward",
-    "mse_backward", "mse_forward", "pad_shortcut_backward", "pad_shortcut_forward", "relu_backward", "relu_forward",
-    "sgd_update", "softmax_cross_entropy_backward", "softmax_cross_entropy_forward",
+    "adamw_update",
+    "add",
+    "add_relu_gradient",
+    "avgpool2d_backward",
+    "avgpool2d_forward",
+    "batchnorm_apply",
+    "batchnorm_backward",
+    "batchnorm_coefficients",
+    "batchnorm_forward",
+    "channel_sum",
+    "conv2d_bias_relu",
+    "conv2d_forward",
+    "conv2d_input_gradient",
+    "conv2d_moments",
+    "conv2d_unit_gradient",
+    "conv2d_weight_gradient",
+    "dropout_backward",
+    "dropout_forward",
+    "global_avgpool_backward",
+    "global_avgpool_forward",
+    "layernorm_backward",
+    "layernorm_forward",
+    "linear_backward",
+    "linear_forward",
+    "maxpool2d_backward",
+    "maxpool2d_forward",
+    "mse_backward",
+    "mse_forward",
+    "normalise_add_relu",
+    "pad_shortcut_backward",
+    "pad_shortcut_forward",
+    "relu_backward",
+    "relu_forward",
+    "sgd_update",
+    "softmax_cross_entropy_backward",
+    "softmax_cross_entropy_forward",
 ]
 
 

@@ -52,13 +52,16 @@ def round_up(size, multiple):
 
 
 def choose_tiling(vectors_of_channels, rows, columns):
-    """The tile for an output of `rows` x `columns` pixels: two vectors of channels if they divide, else one."""
+    """The tile for an output of `rows` x `columns` pixels: two vectors of channels if they divide, else one.
+
+    Each tiling is compiled when it is first met, so there are few: a full tile; one that covers whole rows of an image
+    4 or 8 pixels wide; 4 pixels; 1 pixel.
+    """
     vectors = 2 if vectors_of_channels % 2 == 0 else 1
     pixels = ACCUMULATORS // vectors
-    if columns < pixels and pixels % columns == 0 and rows * columns >= pixels:
-        return Tiling(pixels, columns, vectors)  # several whole rows of a small image
-    while pixels > columns:
-        pixels //= 2
+    if columns in (4, 8) and columns < pixels and rows * columns >= pixels:
+        return Tiling(pixels, columns, vectors)
+    pixels = next(size for size in (pixels, 4, 1) if size <= columns)
     return Tiling(pixels, pixels, vectors)
 
 

@@ -1,8 +1,7 @@
 """Normalisation over the batch and over the channels of a pixel.
 
 Batch normalisation is two passes either way: one that sums over the pixels, a fixed number of parts each with its own
-sums, merged in order and in float64 (the bits do not depend on the number of threads), and one that maps. Sums of squares
-are taken about the part's first pixel, so a large mean costs no digits.
+sums, merged in order and in float64 (the bits do not depend on the number of threads), and one that maps.
 
 Bytes moved: forward x twice and y once; backward dy and x twice and dx once.
 """
@@ -12,57 +11,23 @@ import numpy as np
 from numba import njit, prange
 
 from minires.backends.cpu.arena import empty
-from minires.backends.cpu.host import lanes_of
-from minires.backends.cpu.simd import load, splat, store
+from minires.backends.cpu.moments import channel_lanes, merge_moments, moments
+from minires.backends.cpu.simd import load, store
 
 PARTS = 64
 
 
-def channel_lanes(channels, dtype):
-    """A vector width that `channels` can fill: the host's, or the largest power of two below for few channels.
-
-    Where it does not divide the channels, a kernel's last vector overlaps the one before and computes some twice.
-    """
-    return min(lanes_of(dtype), 1 << (channels.bit_length() - 1))
-
-
 @cache
-def _moments_kernel(lanes):
+def _batch_moments_kernel(lanes):
     @njit(parallel=True, cache=True)
-    def moments(x, means, squares):
-        M, C = x.shape
+    def batch_moments(x, means, squares):
+        M = x.shape[0]
         for part in prange(PARTS):
             start, end = part * M // PARTS, (part + 1) * M // PARTS
-            if start == end:
-                continue
-            for c0 in range(0, C, lanes):
-                c = min(c0, C - lanes)
-                pivot = load(lanes, x, start * C + c)
-                total = pivot - pivot
-                square = total
-                for row in range(start, end):
-                    v = load(lanes, x, row * C + c) - pivot
-                    total = total + v
-                    square = square + v * v
-                mean = total * splat(lanes, x.dtype.type(1 / (end - start)))
-                store(means, part * C + c, pivot + mean)
-                store(squares, part * C + c, square - mean * total)
+            if start < end:
+                moments(lanes, x, start, end, means, squares, part)
 
-    return moments
-
-
-def merge_moments(means, squares, counts):
-    """Mean and biased variance of the union of parts: each part's mean, sum of squares about it, and count.
-
-    means, squares: (P, C), counts: (P,). var = (sum of squares + sum of counts * (part's mean - mean)^2) / count
-    (Chan, Golub & LeVeque 1983), in float64.
-    """
-    dtype, count = means.dtype, counts.sum()
-    weights = counts[:, None]
-    means = means.astype(np.float64)
-    mean = (weights * means).sum(0) / count
-    var = (squares.sum(0, dtype=np.float64) + (weights * (means - mean) ** 2).sum(0)) / count
-    return mean.astype(dtype), np.maximum(var, 0).astype(dtype)
+    return batch_moments
 
 
 @cache
@@ -127,8 +92,8 @@ def batchnorm_forward(x, weight, bias, eps):
     flat = rows(x)
     M, C = flat.shape
     means, squares = np.zeros((2, PARTS, C), x.dtype)
-    _moments_kernel(channel_lanes(C, x.dtype))(flat, means, squares)
-    counts = np.diff(np.arange(PARTS + 1) * M // PARTS)
+    _batch_moments_kernel(channel_lanes(C, x.dtype))(flat, means, squares)
+    counts = np.diff(np.arange(PARTS + 1) * M // PARTS)[:, None]
     mean, var = merge_moments(means, squares, counts)
     return batchnorm_apply(x, mean, var, weight, bias, eps), mean, var
 

@@ -1,0 +1,89 @@
+"""The fused operators as compositions of the plain ones: what they mean, and what a back end without a kernel runs.
+
+A *unit* is a convolution, its batch normalisation and a ReLU. The fused operators never store the normalised image: they
+take the convolution's output z of the unit before, and `prologue` = (mean, scale, bias), each (C,), and read
+
+    a = relu((z - mean) * scale + bias),   scale = weight / sqrt(var + eps)
+
+wherever the plain operators read a. prologue None means that x is read as it is.
+"""
+import numpy as np
+
+
+def normalise_relu(ops, z, prologue):
+    """a of this module's docstring: (..., C) -> (..., C)."""
+    if prologue is None:
+        return z
+    mean, scale, bias = prologue
+    return ops.relu_forward((z - mean) * scale + bias)
+
+
+def conv2d_moments(ops, x, prologue, weight, stride, padding):
+    """z = conv(a(x)) and the mean and biased variance of its channels: (N, OH, OW, O), (O,), (O,)."""
+    z = ops.conv2d_forward(normalise_relu(ops, x, prologue), weight, None, stride, padding, (1, 1))
+    flat = z.reshape(-1, z.shape[-1])
+    mean = flat.mean(0)
+    return z, mean, ((flat - mean) ** 2).mean(0)
+
+
+def conv2d_bias_relu(ops, x, weight, bias, residual, relu, stride, padding):
+    """y = relu(conv(x) + bias + residual), for inference; residual may be None, relu False leaves the relu out."""
+    y = ops.conv2d_forward(x, weight, bias, stride, padding, (1, 1))
+    if residual is not None:
+        y = ops.add(y, residual)
+    return ops.relu_forward(y) if relu else y
+
+
+def normalise_add_relu(ops, z, prologue, residual):
+    """y = relu((z - mean) * scale + bias + residual): the end of a block. residual may be None."""
+    mean, scale, bias = prologue
+    y = (z - mean) * scale + bias
+    return ops.relu_forward(y if residual is None else ops.add(y, residual))
+
+
+def add_relu_gradient(ops, dy, y, z, mean):
+    """Its backward: g = dy where y > 0, sum(g) and sum(g * (z - mean)) over all but the channels."""
+    g = ops.relu_backward(dy, y)
+    return g, ops.channel_sum(g), ops.channel_sum(g * (z - mean))
+
+
+def conv2d_unit_gradient(ops, g, z, normalisation, x, prologue, weight, stride, padding, residual_gradient, need_dx):
+    """The backward pass of z = conv(a(x)) and of the normalisation behind it.
+
+    g: the gradient at the normalisation's output; normalisation: (mean, from_dy, from_x, constant), each (O,), with
+
+        dz = from_dy * g + from_x * (z - mean) + constant          (batch normalisation's dx, its factors collected)
+
+    -> dx, dweight, sum(dx), sum(dx * (x - mean of the prologue)). With a prologue dx is the gradient at its
+    normalisation's output, already masked by its ReLU, and the sums are what that normalisation's backward needs; without
+    one they are None and dx has `residual_gradient` (or None) added. need_dx False leaves dx out (None).
+    """
+    mean, from_dy, from_x, constant = normalisation
+    dz = from_dy * g + (from_x * (z - mean) + constant)
+    a = normalise_relu(ops, x, prologue)
+    geometry = (stride, padding, (1, 1))
+    dweight = ops.conv2d_weight_gradient(dz, a, weight.shape[:2], *geometry)
+    if not need_dx:
+        return None, dweight, None, None
+    dx = ops.conv2d_input_gradient(dz, weight, x.shape, *geometry)
+    if prologue is None:
+        return dx if residual_gradient is None else ops.add(dx, residual_gradient), dweight, None, None
+    dx = ops.relu_backward(dx, a)
+    return dx, dweight, ops.channel_sum(dx), ops.channel_sum(dx * (x - prologue[0]))
+
+
+def batchnorm_coefficients(sum_g, sum_gx, var, weight, eps, count):
+    """(from_dy, from_x, constant) of `conv2d_unit_gradient`, dweight and dbias, each (C,), from the two sums.
+
+    From batch normalisation's dx = weight * s * (g - dbias / m - x_hat * dweight / m), s = 1 / sqrt(var + eps),
+    x_hat = (z - mean) * s. count: m = N * H * W, or None where the statistics are constants (evaluation).
+    """
+    dtype = var.dtype
+    inv_std = 1 / (var.astype(np.float64) + eps) ** 0.5
+    dbias, dweight = sum_g.astype(np.float64), sum_gx * inv_std
+    from_dy = weight * inv_std
+    if count is None:
+        parts = (from_dy, from_dy * 0, from_dy * 0, dweight, dbias)
+    else:
+        parts = (from_dy, -from_dy * inv_std * dweight / count, -from_dy * dbias / count, dweight, dbias)
+    return tuple(part.astype(dtype) for part in parts)

@@ -1,0 +1,57 @@
+"""Padded images: how kernels read an image into scratch, and what they do to it on the way.
+
+A kernel works on one image at a time, copied into scratch memory with its zero border, where it stays in the second-level
+cache while every tap reads it. What is done to a pixel on the way in costs no memory traffic: the normalisation and ReLU
+that stand before a convolution (so their output is never stored), or the gradient of the normalisation behind it.
+
+The functions are inlined into the kernels that call them; LANES, the vector width, must divide the channels.
+"""
+from functools import lru_cache
+
+import numpy as np
+from numba import config, njit
+
+from minires.backends.cpu.simd import load, rectify, store
+
+SLACK = 64  # elements behind the padded image that a last tile of taps may read and ignore
+
+
+@lru_cache(maxsize=128)
+def scratch(layout, size, dtype):
+    """Zeroed scratch memory, a row for each thread, one for each `layout` so that its borders stay zero."""
+    return np.zeros((config.NUMBA_NUM_THREADS, size + SLACK), dtype)
+
+
+@njit(cache=True)
+def copy_image(x, n, image, start, pitch):
+    """Rows of x[n]: (H, W * C) into `image` from element `start` on, `pitch` elements a row."""
+    for h in range(x.shape[1]):
+        source, target = x[n, h], image[start + h * pitch:start + h * pitch + x.shape[2]]
+        for i in range(source.size):
+            target[i] = source[i]
+
+
+@njit(inline="always")
+def load_normalised(LANES, x, n, mean, scale, bias, image, start, pitch):
+    """image = relu((x[n] - mean) * scale + bias), channel by channel."""
+    H, WC, C = x.shape[1], x.shape[2], mean.size
+    for c in range(0, C, LANES):
+        m, s, b = load(LANES, mean, c), load(LANES, scale, c), load(LANES, bias, c)
+        for h in range(H):
+            source, target = (n * H + h) * WC + c, start + h * pitch + c
+            for i in range(0, WC, C):
+                store(image, target + i, rectify((load(LANES, x, source + i) - m) * s + b))
+
+
+@njit(inline="always")
+def load_gradient(LANES, g, z, n, mean, from_dy, from_x, constant, image, start, pitch):
+    """image = from_dy * g[n] + from_x * (z[n] - mean) + constant: a batch normalisation's input gradient."""
+    H, WC, C = g.shape[1], g.shape[2], mean.size
+    for c in range(0, C, LANES):
+        m, a = load(LANES, mean, c), load(LANES, from_dy, c)
+        b, d = load(LANES, from_x, c), load(LANES, constant, c)
+        for h in range(H):
+            source, target = (n * H + h) * WC + c, start + h * pitch + c
+            for i in range(0, WC, C):
+                centred = load(LANES, z, source + i) - m
+                store(image, target + i, load(LANES, g, source + i) * a + (centred * b + d))

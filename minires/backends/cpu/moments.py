@@ -1,0 +1,53 @@
+"""Mean and variance of each channel, part by part, so that the order of the sums is fixed.
+
+Sums are taken about the part's first row, so that a large mean costs no digits, and kept in registers.
+"""
+import numpy as np
+from numba import njit
+
+from minires.backends.cpu.host import lanes_of
+from minires.backends.cpu.simd import load, splat, store
+
+
+def channel_lanes(channels, dtype):
+    """A vector width that `channels` can fill: the host's, or the largest power of two below for few channels.
+
+    Where it does not divide the channels, a kernel's last vector overlaps the one before and computes some twice.
+    """
+    return min(lanes_of(dtype), 1 << (channels.bit_length() - 1))
+
+
+@njit(inline="always")
+def moments(LANES, x, start, end, means, squares, part):
+    """means[part], squares[part]: mean and sum of squares about it of rows start .. end of x: (..., C)."""
+    C = x.shape[-1]
+    for c0 in range(0, C, LANES):
+        c = min(c0, C - LANES)
+        pivot = load(LANES, x, start * C + c)
+        total, square = pivot - pivot, pivot - pivot
+        total_odd, square_odd = total, square  # two chains each, since an addition takes several cycles
+        for row in range(start, end - 1, 2):
+            v = load(LANES, x, row * C + c) - pivot
+            total, square = total + v, square + v * v
+            v = load(LANES, x, row * C + C + c) - pivot
+            total_odd, square_odd = total_odd + v, square_odd + v * v
+        if (end - start) % 2:
+            v = load(LANES, x, (end - 1) * C + c) - pivot
+            total, square = total + v, square + v * v
+        total, square = total + total_odd, square + square_odd
+        mean = total * splat(LANES, x.dtype.type(1 / (end - start)))
+        store(means, part * C + c, pivot + mean)
+        store(squares, part * C + c, square - mean * total)
+
+
+def merge_moments(means, squares, counts):
+    """Mean and biased variance of the union of parts: each part's mean, sum of squares about it, and count.
+
+    means, squares: (P, C), counts: (P, 1). var = (sum of squares + sum of counts * (part's mean - mean)^2) / count
+    (Chan, Golub & LeVeque 1983), in float64.
+    """
+    dtype, count = means.dtype, counts.sum()
+    means = means.astype(np.float64)
+    mean = (counts * means).sum(0) / count
+    var = (squares.sum(0, dtype=np.float64) + (counts * (means - mean) ** 2).sum(0)) / count
+    return mean.astype(dtype), np.maximum(var, 0).astype(dtype)
