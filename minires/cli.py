@@ -1,0 +1,246 @@
+"""The command line: minires train | eval | predict | summary | gradcheck | plot.
+
+Exit codes: 0 done, 1 a fault of ours or a gradient that is wrong, 2 wrong input, 130 stopped by Ctrl-C. Each command
+imports what it needs when it runs, so that `minires --help` is quick.
+"""
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from minires.errors import UserError
+
+app = typer.Typer(help="A from-scratch, autograd-free ResNet engine.", no_args_is_help=True, add_completion=False,
+                  pretty_exceptions_enable=False)
+_UsageError = typer.BadParameter.__base__  # typer shows this class under no name of its own
+
+Threads = Annotated[int | None, typer.Option(help="CPU threads; all by default.", show_default=False)]
+Device = Annotated[str, typer.Option(help="cpu or cuda.")]
+DataDir = Annotated[str | None, typer.Option(help="Folder that holds CIFAR-10 (cifar-10-batches-bin/ or -py/).",
+                                             show_default=False)]
+Shortcut = Annotated[str | None, typer.Option(help="A (identity, zero-padded channels) or B (1x1 projection); "
+                                                   "by default the family's own.", show_default=False)]
+
+
+@app.command()
+def train(
+    context: typer.Context,
+    model: Annotated[str, typer.Option(help="resnet20 32 44 56 110, plain20 .. plain110, or resnet18 34 50 101 152."
+                                       )] = "resnet20",
+    dataset: Annotated[str, typer.Option(help="shapes, cifar10, or a folder.")] = "shapes",
+    data_dir: DataDir = None,
+    epochs: Annotated[int | None, typer.Option(help="By default 8 for shapes, 30 for others.",
+                                               show_default=False)] = None,
+    batch_size: Annotated[int, typer.Option(help="Images a step.")] = 128,
+    recipe: Annotated[str, typer.Option(help="onecycle, he2015 or cosine.")] = "onecycle",
+    lr: Annotated[float | None, typer.Option(help="Learning rate (the peak of onecycle) instead of the recipe's.",
+                                             show_default=False)] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="Instead of the recipe's.", show_default=False)] = None,
+    shortcut: Shortcut = None,
+    validation: Annotated[int, typer.Option(help="Training images to hold out and choose best.safetensors by; "
+                                                 "with 0 best is last.")] = 0,
+    fused: Annotated[bool, typer.Option(help="Compute blocks by the fused operators: the same results, sooner.")] = True,
+    seed: Annotated[int, typer.Option(help="Of initial weights, batches, augmentation and the split.")] = 0,
+    threads: Threads = None,
+    device: Device = "cpu",
+    out: Annotated[Path | None, typer.Option(help="The run's folder; by default a new one in runs/.",
+                                             show_default=False)] = None,
+    resume: Annotated[Path | None, typer.Option(help="Continue the run in this folder, with its settings.",
+                                                show_default=False)] = None,
+):
+    """Train a network and write a run: config.toml, metrics.jsonl, weights, curves.png."""
+    from minires.training.recipes import default_epochs, make_recipe
+    from minires.training.run import Settings, build_run, make_run_folder, read_config, write_config
+
+    _use_threads(threads)
+    if resume is not None:
+        given = [name for name in context.params if context.get_parameter_source(name).name == "COMMANDLINE"]
+        refused = [name for name in given if name not in ("resume", "threads", "device")]
+        if refused:
+            raise UserError(f"--{refused[0].replace('_', '-')} cannot be combined with --resume: a resumed run keeps "
+                            f"the settings in {resume}/config.toml")
+        settings, folder = read_config(resume), resume
+    else:
+        epochs = default_epochs(dataset) if epochs is None else epochs
+        data_dir = None if data_dir is None else str(Path(data_dir).absolute())
+        settings = Settings(model, dataset, recipe, make_recipe(recipe, lr, weight_decay), epochs, batch_size, seed,
+                            validation, shortcut, data_dir, fused)
+        folder = None
+    trainer, card = build_run(settings, folder, device)
+    if resume is not None:
+        trainer.restore()
+        if trainer.epoch >= settings.epochs:
+            raise UserError(f"the run in {resume} is complete after {trainer.epoch} epochs: nothing is left to resume")
+    else:
+        trainer.out = folder = make_run_folder(settings, out)
+        write_config(folder, settings, card)
+    typer.echo(f"{settings.model} on {settings.dataset}: {len(trainer.train.dataset):,} training and "
+               f"{len(trainer.test.dataset):,} test images, recipe {settings.recipe_name}, run {folder}")
+    try:
+        rows = trainer.fit(settings.epochs)
+    except KeyboardInterrupt:
+        # The files are of the last complete epoch, whatever the interrupted one had done in memory.
+        then = f"go on with minires train --resume {folder}" if trainer.epoch else "nothing was saved yet"
+        typer.echo(f"minires: stopped after {trainer.epoch} of {settings.epochs} epochs: {then}", err=True)
+        raise typer.Exit(130) from None
+    typer.echo(f"test accuracy {rows[-1]['test_accuracy']:.2%} after {len(rows)} epochs; weights, metrics and "
+               f"curves.png are in {folder}")
+
+
+@app.command("eval")
+def evaluate(
+    checkpoint: Annotated[Path, typer.Option(help="A .safetensors file of a run, or PyTorch's .pth or .th.")],
+    dataset: Annotated[str | None, typer.Option(help="By default what the checkpoint was trained on, else cifar10.",
+                                                show_default=False)] = None,
+    data_dir: DataDir = None,
+    records: Annotated[Path | None, typer.Option(help="A file of CIFAR-10 records (.bin), instead of a data set.",
+                                                 show_default=False)] = None,
+    model: Annotated[str | None, typer.Option(help="For a checkpoint that does not name its network.",
+                                              show_default=False)] = None,
+    shortcut: Shortcut = None,
+    mean: Annotated[str | None, typer.Option(help="Of each channel, pixels in [0, 1], as 0.485,0.456,0.406; "
+                                                  "for a checkpoint that does not say.", show_default=False)] = None,
+    std: Annotated[str | None, typer.Option(help="Likewise.", show_default=False)] = None,
+    threads: Threads = None,
+    device: Device = "cpu",
+):
+    """Evaluate a checkpoint: loss, accuracy, and the accuracy of each class."""
+    from minires.evaluation import open_checkpoint, open_test_set
+    from minires.losses import CrossEntropyLoss
+    from minires.training.metrics import evaluate as score_of
+    from minires.training.run import require_device
+
+    _use_threads(threads)
+    require_device(device)
+    network, card = open_checkpoint(checkpoint, model, shortcut, mean, std)
+    test = open_test_set(card, dataset, data_dir, records)
+    score = score_of(network.to(device), CrossEntropyLoss(), card.loader(test), device)
+    width = max(map(len, test.classes))
+    for name, accuracy, seen in zip(test.classes, score.class_accuracy, score.seen, strict=True):
+        typer.echo(f"{name:{width}}  {accuracy:7.2%}  of {seen:,}" if seen else f"{name:{width}}     none here")
+    typer.echo(f"loss {score.loss:.4f}")
+    typer.echo(f"accuracy {score.accuracy:.2%} ({score.correct.sum():,} of {score.images:,})")
+
+
+@app.command()
+def predict(
+    images: Annotated[list[Path], typer.Argument(help="Picture files.")],
+    checkpoint: Annotated[Path | None, typer.Option(help="Weights of minires train; by default the newest run's in "
+                                                         "runs/.", show_default=False)] = None,
+    threads: Threads = None,
+):
+    """Name what is on pictures: the three most likely classes of each."""
+    from minires.evaluation import predict_classes, read_image
+    from minires.training.card import load_model
+    from minires.training.run import newest_weights
+
+    _use_threads(threads)
+    if checkpoint is None:
+        checkpoint = newest_weights()
+        typer.echo(f"using {checkpoint}", err=True)
+    network, card = load_model(checkpoint)
+    pictures = [read_image(path, card.image_size) for path in images]  # all of them before the first is shown
+    for path, (pixels, note) in zip(images, pictures, strict=True):
+        best = "   ".join(f"{name} {p:.1%}" for name, p in predict_classes(network, card, pixels)[:3])
+        typer.echo(f"{path}: {best}{f'   ({note})' if note else ''}")
+
+
+@app.command()
+def summary(
+    model: Annotated[str, typer.Argument(help="A model's name, such as resnet20.")],
+    shortcut: Shortcut = None,
+    stem: Annotated[str | None, typer.Option(help="cifar or imagenet, for resnet18 to resnet152.",
+                                             show_default=False)] = None,
+    num_classes: Annotated[int, typer.Option(help="Outputs of the last layer.")] = 10,
+    image_size: Annotated[int | None, typer.Option(help="Pixels a side; by default 32, with the imagenet stem 224.",
+                                                   show_default=False)] = None,
+):
+    """List a network's layers: output shapes, parameters, multiply-adds."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from minires.models import build_model
+    from minires.models.summary import summarise
+
+    size = image_size if image_size is not None else 224 if stem == "imagenet" else 32
+    layers = summarise(build_model(model, num_classes, shortcut, stem), size)
+    table = Table(box=None, pad_edge=False, show_footer=True)
+    table.add_column("layer", footer="total", no_wrap=True)
+    table.add_column("kind", no_wrap=True)
+    table.add_column("output H x W x C", justify="right", no_wrap=True)
+    totals = f"{sum(row.parameters for row in layers):,}", f"{sum(row.multiply_adds for row in layers):,}"
+    for name, total in zip(("parameters", "multiply-adds"), totals, strict=True):
+        table.add_column(name, justify="right", footer=total, no_wrap=True)
+    for row in layers:
+        shape = " x ".join(map(str, row.output_shape))
+        table.add_row(row.name, row.kind, shape, f"{row.parameters:,}" if row.parameters else "",
+                      f"{row.multiply_adds:,}" if row.multiply_adds else "")
+    console = Console(highlight=False)
+    # A pipe has no width of its own, and a table cut off at 80 columns would lose its numbers.
+    console.print(table, width=None if console.is_terminal else 120)
+    console.print(f"{model} on one {size} x {size} image; convolutions and linear layers are counted", style="dim")
+
+
+@app.command()
+def gradcheck(
+    target: Annotated[str | None, typer.Argument(help="A layer, a model, or layers; by default everything.")] = None,
+    details: Annotated[bool, typer.Option("--details", help="A line for each tensor.")] = False,
+    threads: Threads = None,
+):
+    """Prove the gradients: print the certificate, exit 1 when any is not the derivative."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from minires.study.certificate import certificate, render
+
+    _use_threads(threads)
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=None)
+
+        def show(done, total, subject):
+            bar.update(task, completed=done, total=total, description=subject)
+
+        result = certificate(target, progress=show)
+    typer.echo(render(result, details))
+    if not result.passed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def plot(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs.")],
+    out: Annotated[Path, typer.Option(help="The picture.")] = Path("comparison.png"),
+):
+    """Draw the curves of several runs into one picture."""
+    from minires.plots import draw_comparison
+    from minires.training.metrics import read_metrics
+
+    curves = {str(run): read_metrics(run / "metrics.jsonl") for run in runs}
+    empty = [name for name, rows in curves.items() if not rows]
+    if empty:
+        raise UserError(f"{empty[0]}/metrics.jsonl holds no epoch yet: there is nothing to draw")
+    draw_comparison(curves, out)
+    typer.echo(f"drew {len(curves)} {'run' if len(curves) == 1 else 'runs'} into {out}")
+
+
+def _use_threads(threads):
+    if threads is not None:
+        from minires.backends import set_num_threads
+
+        set_num_threads(threads)
+
+
+def main(arguments=None):
+    """Run the command line and exit with its code. A user's mistake is one sentence on stderr."""
+    try:
+        code = app(args=arguments, prog_name="minires", standalone_mode=False)
+    except (UserError, _UsageError) as error:
+        message = error.format_message() if isinstance(error, _UsageError) else str(error)
+        typer.echo(f"minires: error: {message}", err=True)
+        code = 2
+    except (KeyboardInterrupt, typer.Abort):
+        typer.echo("minires: stopped", err=True)
+        code = 130
+    sys.exit(code)

@@ -1,0 +1,49 @@
+"""The model card: what a file of weights says about itself, enough to rebuild the network and feed it."""
+from dataclasses import asdict, dataclass
+
+from minires.data import Loader
+from minires.errors import UserError
+from minires.layers.fused import fuse
+from minires.models import build_model
+from minires.training.checkpoint import load_tensors
+
+EVALUATION_BATCH_SIZE = 128  # as in training, so that the same buffers serve
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """model, num_classes, shortcut: as `build_model` takes them. dataset: the name or folder it was trained on.
+
+    classes: K names. image_size: pixels a side. mean, std: (C,), of the training images' pixels in [0, 1].
+    """
+
+    model: str
+    num_classes: int
+    shortcut: str | None
+    dataset: str
+    classes: tuple
+    image_size: int
+    mean: list
+    std: list
+
+    def build(self, rng=None):
+        """The network, with initial weights from `rng`."""
+        return fuse(build_model(self.model, self.num_classes, self.shortcut, rng=rng))
+
+    def loader(self, dataset):
+        """Batches of `dataset` for evaluation: standardised as in training, in order, each image once."""
+        return Loader(dataset, EVALUATION_BATCH_SIZE, mean=self.mean, std=self.std)
+
+    def about(self):
+        """A dict of JSON values for a file's header."""
+        return {**asdict(self), "classes": list(self.classes)}
+
+
+def load_model(path):
+    """(model with the weights in `path`, its ModelCard). UserError when the file is no checkpoint of minires train."""
+    tensors, about = load_tensors(path)
+    try:
+        card = ModelCard(**{name: about[name] for name in ModelCard.__dataclass_fields__})
+    except KeyError as error:
+        raise UserError(f"checkpoint {path} does not say its {error.args[0]}: expected one of a run") from error
+    return card.build().load_state_dict(tensors), card

@@ -1,0 +1,94 @@
+"""What is measured: loss and accuracy over a loader, and the file that holds one line an epoch."""
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from minires.backends import to_device, to_numpy
+from minires.errors import UserError
+from minires.layer import inference_mode
+from minires.training.checkpoint import write_atomically
+
+
+@dataclass
+class Score:
+    """Loss and accuracy over some images, added up batch by batch; the mean over images, whatever the batches' sizes.
+
+    loss_sum: the sum over images of the loss. correct, seen: (K,) images of each class, right and in all.
+    """
+
+    loss_sum: float = 0.0
+    correct: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    seen: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    def add(self, loss, y, target):
+        """Count a batch: loss, its mean; y: (N, K) logits; target: (N,)."""
+        K, target = y.shape[1], to_numpy(target)
+        right = to_numpy(y.argmax(1)) == target
+        if not len(self.seen):
+            self.correct, self.seen = np.zeros((2, K), np.int64)
+        self.loss_sum += loss * len(target)
+        self.correct += np.bincount(target[right], minlength=K)
+        self.seen += np.bincount(target, minlength=K)
+
+    @property
+    def images(self):
+        """The number of images counted."""
+        return int(self.seen.sum())
+
+    @property
+    def loss(self):
+        """The mean loss of an image."""
+        return self.loss_sum / self.images
+
+    @property
+    def accuracy(self):
+        """The fraction of images whose largest logit is their class's."""
+        return int(self.correct.sum()) / self.images
+
+    @property
+    def class_accuracy(self):
+        """(K,) the accuracy over each class's own images; NaN for a class without any."""
+        return np.where(self.seen > 0, self.correct / np.maximum(self.seen, 1), np.nan)
+
+
+def evaluate(model, loss, loader, device="cpu"):
+    """The Score of `model` over `loader`: (x, target) batches, x: (N, H, W, C), target: (N,).
+
+    Evaluation mode (running statistics, no dropout) and inference_mode, so that nothing of the model is changed; each
+    layer's mode is put back afterwards. UserError when the loader yields nothing.
+    """
+    modes = [(layer, layer.training) for _, layer in model.named_layers()]
+    model.eval()
+    score = Score()
+    try:
+        with inference_mode():
+            for x, target in loader:
+                x, target = to_device(x, device), to_device(target, device)
+                y = model.forward(x)
+                score.add(float(loss.forward(y, target)), y, target)
+    finally:
+        for layer, training in modes:
+            layer.training = training
+    if not score.images:
+        raise UserError("the loader to evaluate on yielded no batch: expected at least one image")
+    return score
+
+
+def read_metrics(path):
+    """The rows of a metrics.jsonl, one dict an epoch. UserError when the file is missing or is not one."""
+    try:
+        rows = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): expected a run's metrics.jsonl") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not a metrics.jsonl ({error}): expected one JSON object a line") from error
+    if not all(isinstance(row, dict) and {"epoch", "train_loss", "test_accuracy"} <= row.keys() for row in rows):
+        raise UserError(f"{path} is not a metrics.jsonl: expected epoch, train_loss, test_accuracy .. on each line")
+    return rows
+
+
+def write_metrics(path, rows):
+    """Write `rows`, one JSON object a line."""
+    write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows).encode())

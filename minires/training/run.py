@@ -1,0 +1,142 @@
+"""A run of the command line: its settings, the folder that holds them, and the Trainer they build."""
+import importlib.util
+import tomllib
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import tomli_w
+
+import minires
+from minires.backends import to_device
+from minires.data import Loader, channel_statistics, load_dataset, split_train_validation
+from minires.errors import UserError
+from minires.layers.fused import fuse
+from minires.losses import CrossEntropyLoss
+from minires.models import build_model
+from minires.training.card import ModelCard
+from minires.training.checkpoint import write_atomically
+from minires.training.recipes import Recipe
+from minires.training.trainer import Trainer
+
+CONFIG = "config.toml"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run was asked for; with the program's version it determines every weight that comes out.
+
+    model, shortcut: as `build_model` takes them. dataset, data_dir: as `load_dataset` takes them. recipe_name: where
+    `recipe` came from. validation: images split off the training set to choose best.safetensors by, 0 for none. fused:
+    whether blocks are computed by the fused operators (see `minires.fuse`).
+    UserError for a count that is out of range.
+    """
+
+    model: str
+    dataset: str
+    recipe_name: str
+    recipe: Recipe
+    epochs: int
+    batch_size: int
+    seed: int = 0
+    validation: int = 0
+    shortcut: str | None = None
+    data_dir: str | None = None
+    fused: bool = True
+
+    def __post_init__(self):
+        for name, value, least in (("epochs", self.epochs, 1), ("batch size", self.batch_size, 1),
+                                   ("seed", self.seed, 0), ("validation size", self.validation, 0)):
+            if value < least:
+                raise UserError(f"{name} {value} is too small: expected {least} or more")
+
+
+def require_device(device):
+    """UserError unless arrays can be put on `device`, "cpu" or "cuda"."""
+    if device == "cuda" and importlib.util.find_spec("cupy") is None:
+        raise UserError("device cuda needs CuPy, which is not installed: pip install 'minires[cuda12]' or "
+                        "'minires[cuda13]', as your driver has it")
+    to_device(np.zeros(1, np.float32), device)
+
+
+def build_run(settings, out=None, device="cpu", progress=True):
+    """(Trainer, ModelCard) for `settings`: data loaded, model initialised, nothing written yet.
+
+    The seed gives three independent random streams: initial weights, batches and augmentation, validation split. The
+    data set does not depend on it, so that runs with different seeds are tested on the same images. UserError for an
+    unknown model or data set, a missing device, and whatever is wrong with the data.
+    """
+    require_device(device)
+    weights_rng, batch_rng, split_rng = np.random.default_rng(settings.seed).spawn(3)
+    build_model(settings.model, shortcut=settings.shortcut)  # refuses a wrong name before the data takes its time
+    train, test = load_dataset(settings.dataset, settings.data_dir, progress=progress)
+    validation = None
+    if settings.validation:
+        train, validation = split_train_validation(train, settings.validation, split_rng)
+    mean, std = channel_statistics(train.images)
+
+    card = ModelCard(settings.model, len(train.classes), settings.shortcut, settings.dataset, train.classes,
+                     train.images.shape[1], mean.tolist(), std.tolist())
+    model = fuse(card.build(weights_rng), settings.fused).to(device)
+    recipe, batch_size = settings.recipe, settings.batch_size
+    # One image over would be a batch without a variance.
+    drop_last = len(train) > batch_size and len(train) % batch_size == 1
+    batches = Loader(train, batch_size, mean=mean, std=std, augment=recipe.augment, shuffle=True, rng=batch_rng,
+                     drop_last=drop_last)
+    optimiser = recipe.make_optimiser(model.parameters())
+    schedule = recipe.make_schedule(optimiser, settings.epochs * len(batches))
+    trainer = Trainer(model, optimiser, batches, card.loader(test),
+                      validation=None if validation is None else card.loader(validation), schedule=schedule,
+                      loss=CrossEntropyLoss(recipe.label_smoothing), out=out, about=card.about(), device=device,
+                      progress=progress)
+    return trainer, card
+
+
+def write_config(folder, settings, card):
+    """Write config.toml: the settings, and what the data said about itself."""
+    content = {key: value for key, value in asdict(settings).items() if value is not None}
+    content["data"] = {"classes": list(card.classes), "image_size": card.image_size, "mean": card.mean, "std": card.std}
+    write_atomically(Path(folder) / CONFIG, tomli_w.dumps({"minires": minires.__version__, **content}).encode())
+
+
+def read_config(folder):
+    """The Settings of the run in `folder`. UserError when there is no config.toml, or one that is not a run's."""
+    path = Path(folder) / CONFIG
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content["recipe"] = Recipe(**content["recipe"])
+        return Settings(**{field.name: content[field.name] for field in fields(Settings) if field.name in content})
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): expected the folder of a run") from error
+    except (tomllib.TOMLDecodeError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not the configuration of a run ({error}): it was changed or damaged") from error
+
+
+def make_run_folder(settings, out=None):
+    """Create the folder of a new run and return its path: `out`, or the first that is free of
+    runs/MODEL-DATASET-seedN, ...-2, ...-3. UserError when `out` is there and not empty, or cannot be made."""
+    first = f"runs/{settings.model}-{Path(settings.dataset).name}-seed{settings.seed}" if out is None else str(out)
+    number = 1
+    while True:
+        folder = Path(first if number == 1 else f"{first}-{number}")
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            if out is None:
+                number += 1
+            elif folder.is_dir() and not any(folder.iterdir()):
+                return folder
+            else:
+                raise UserError(f"{folder} is there already: choose another --out, or continue the run in it with "
+                                f"--resume {folder}") from None
+        except OSError as error:
+            raise UserError(f"the run's folder {folder} cannot be made ({error.strerror}): choose another") from error
+
+
+def newest_weights(runs="runs"):
+    """best.safetensors of the run under `runs` that was saved last. UserError when there is none."""
+    found = sorted(Path(runs).glob("*/best.safetensors"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise UserError(f"there is no run in {runs}/: train one with minires train, or name a file with --checkpoint")
+    return found[-1]
