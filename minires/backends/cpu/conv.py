@@ -15,6 +15,8 @@ from functools import cache
 import numpy as np
 from numba import get_thread_id, njit, prange
 
+from minires.backends.cpu import winograd
+from minires.backends.cpu.algorithm import winograd_size
 from minires.backends.cpu.arena import empty
 from minires.backends.cpu.gather import GROUPS, UNROLL, run_gather
 from minires.backends.cpu.geometry import choose_tiling, forward_gather, input_gradient_gather, round_up, weight_runs
@@ -29,6 +31,9 @@ def conv2d_forward(x, weight, bias, stride, padding, dilation):
     """x: (N, H, W, C), weight: (KH, KW, C, O), bias: (O,) or None -> y: (N, OH, OW, O)."""
     x = np.ascontiguousarray(x)
     KH, KW, _, O = weight.shape
+    m = winograd_size(x.shape, x.dtype, O, (KH, KW), stride, padding, dilation)
+    if m:
+        return winograd.forward(m, x, None, weight, epilogue=None if bias is None else (bias, None, False))
     lanes = lanes_of(x.dtype)
     wide = round_up(O, lanes)
     plan = forward_gather(*x.shape[1:], wide, lanes, (KH, KW), stride, padding, dilation)
@@ -43,23 +48,27 @@ def conv2d_input_gradient(dy, weight, x_shape, stride, padding, dilation):
     dy = np.ascontiguousarray(dy)
     KH, KW, C, _ = weight.shape
     O = dy.shape[3]
+    m = winograd_size(x_shape, dy.dtype, O, (KH, KW), stride, padding, dilation)
+    if m:
+        return winograd.forward(m, dy, None, flipped(weight))
     lanes = lanes_of(dy.dtype)
     wide = round_up(C, lanes)
     plan = input_gradient_gather(*x_shape[1:3], wide, O, lanes, (KH, KW), stride, padding, dilation)
     return narrow(run_gather(plan, dy, pack_transposed(weight, plan.taps, wide), wide), C)
 
 
-@njit(inline="always")
-def weight_gradient_image(ROWS, VECTORS, LANES, image, base, dy, dy_start, dy_pitch, partial, target, O, o_start, o_end, OH, OW,
-                          runs, run, run_stride, step_row, step_column):
-    """One image's share of the weight gradient, added to `partial` from element `target` on."""
+@njit
+def weight_gradient_image(ROWS, VECTORS, LANES, image, dy, dy_start, dy_pitch, partial, O, o_start, o_end, OH, OW,
+                          runs, run, step_row, step_column):
+    """One image's share of the weight gradient, added to `partial`: (runs, padded run, O)."""
+    flat, run_stride = partial.reshape(-1), partial.shape[1] * O
     for r in range(runs.shape[0]):
         for k in range(0, run, ROWS):
             for o in range(o_start, o_end, VECTORS * LANES):
                 tile(ROWS, ROWS, VECTORS, LANES, UNROLL,
-                     image, base + runs[r] + k, 1, 0, step_column, step_row,
+                     image, runs[r] + k, 1, 0, step_column, step_row,
                      dy, dy_start + o, O, dy_pitch,
-                     partial, target + r * run_stride + k * O + o, O, 0, OW, OH, 1)
+                     flat, r * run_stride + k * O + o, O, 0, OW, OH, 1)
 
 
 @njit(cache=True)
@@ -82,18 +91,14 @@ def weight_gradient_kernel(rows, vectors, lanes):
         N, OH, OW, O = dy.shape
         G = partial.shape[0]
         per_slice = -(-(O // block) // slices) * block
-        run_stride = partial.shape[2] * O
-        flat_dy, flat_partial, flat_image = dy.reshape(-1), partial.reshape(-1), image.reshape(-1)
         for task in prange(G * slices):
-            g, part = np.int64(task // slices), np.int64(task % slices)
-            base = np.int64(get_thread_id()) * image.shape[1]
+            g, part, thread = np.int64(task // slices), np.int64(task % slices), get_thread_id()
             o_start, o_end = part * per_slice, min((part + 1) * per_slice, O)
             partial[g, :, :, o_start:o_end] = 0
             for n in range(g * N // G, (g + 1) * N // G):
-                copy_image(x, n, flat_image, base + start, pitch)
-                weight_gradient_image(rows, vectors, lanes, flat_image, base, flat_dy, n * OH * OW * O, OW * O, flat_partial,
-                                      g * partial.shape[1] * run_stride, O, o_start, o_end, OH, OW, runs, run,
-                                      run_stride, step_row, step_column)
+                copy_image(x, n, image[thread], start, pitch)
+                weight_gradient_image(rows, vectors, lanes, image[thread], dy.reshape(-1), n * OH * OW * O, OW * O,
+                                      partial[g], O, o_start, o_end, OH, OW, runs, run, step_row, step_column)
         for row in prange(runs.shape[0] * run):
             sum_partials(partial, run, row, dweight)
 
@@ -105,6 +110,10 @@ def conv2d_weight_gradient(dy, x, kernel_size, stride, padding, dilation):
     N, H, W, C = x.shape
     KH, KW = kernel_size
     O = dy.shape[3]
+    m = winograd_size(x.shape, x.dtype, O, kernel_size, stride, padding, dilation)
+    if m:
+        dy, x = np.ascontiguousarray(dy), np.ascontiguousarray(x)
+        return winograd.unit_gradient(m, dy, None, None, x, None, None, None, need_dx=False)[1]
     lanes = lanes_of(x.dtype)
     wide = round_up(O, lanes)
     x, dy = np.ascontiguousarray(x), widen(dy, wide)
@@ -120,6 +129,11 @@ def conv2d_weight_gradient(dy, x, kernel_size, stride, padding, dilation):
     kernel(dy, x.reshape(N, H, W * C), partial, dweight, image, runs, run, padding[0] * pitch + padding[1] * C,
            pitch, stride[0] * pitch, stride[1] * C, slices)
     return narrow(dweight, O).reshape(KH, KW, C, O)
+
+
+def flipped(weight):
+    """The kernel of a stride-1 convolution's input gradient: turned round, channels exchanged. -> (KH, KW, O, C)."""
+    return np.ascontiguousarray(weight[::-1, ::-1].transpose(0, 1, 3, 2))
 
 
 def pack_transposed(weight, taps, wide):

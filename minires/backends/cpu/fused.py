@@ -17,13 +17,14 @@ import numpy as np
 from numba import get_thread_id, njit, prange
 
 from minires.backends import composed
-from minires.backends.cpu import conv, elementwise, norm
-from minires.backends.cpu.arena import empty
-from minires.backends.cpu.conv import pack_transposed, sum_partials, weight_gradient_image
+from minires.backends.cpu import conv, elementwise, norm, winograd
+from minires.backends.cpu.algorithm import winograd_size
+from minires.backends.cpu.arena import aligned, empty
+from minires.backends.cpu.conv import flipped, pack_transposed, sum_partials, weight_gradient_image
 from minires.backends.cpu.gather import GROUPS, gather_image, run_gather
 from minires.backends.cpu.geometry import choose_tiling, forward_gather, input_gradient_gather, round_up, weight_runs
 from minires.backends.cpu.host import lanes_of
-from minires.backends.cpu.images import copy_image, load_gradient, load_normalised, scratch
+from minires.backends.cpu.images import copy_image, finish_gradient, load_gradient, load_normalised, scratch
 from minires.backends.cpu.moments import merge_moments
 from minires.backends.cpu.simd import load, rectify, store, where_positive
 
@@ -51,9 +52,13 @@ def conv2d_moments(x, prologue, weight, stride, padding):
     if not divides(x, O) or (prologue is not None and not divides(x, C)):
         return composed.conv2d_moments(_PlainKernels, x, prologue, weight, stride, padding)
     N = len(x)
+    m = winograd_size(x.shape, x.dtype, O, (KH, KW), stride, padding, PLAIN)
     plan = forward_gather(*x.shape[1:], O, lanes_of(x.dtype), (KH, KW), stride, padding, PLAIN)
     means, squares = np.empty((2, N, O), x.dtype)
-    z = run_gather(plan, x, weight.reshape(-1), O, prologue, (means, squares))
+    if m:
+        z = winograd.forward(m, x, prologue, weight, (means, squares))
+    else:
+        z = run_gather(plan, x, weight.reshape(-1), O, prologue, (means, squares))
     return z, *merge_moments(means, squares, np.full((N, 1), z.shape[1] * z.shape[2]))
 
 
@@ -62,6 +67,9 @@ def conv2d_bias_relu(x, weight, bias, residual, relu, stride, padding):
     KH, KW, C, O = weight.shape
     if not divides(x, O):
         return composed.conv2d_bias_relu(_PlainKernels, x, weight, bias, residual, relu, stride, padding)
+    m = winograd_size(x.shape, x.dtype, O, (KH, KW), stride, padding, PLAIN)
+    if m:
+        return winograd.forward(m, x, None, weight, epilogue=(bias, residual, relu))
     plan = forward_gather(*x.shape[1:], O, lanes_of(x.dtype), (KH, KW), stride, padding, PLAIN)
     return run_gather(plan, x, weight.reshape(-1), O, epilogue=(bias, residual, relu))
 
@@ -125,21 +133,23 @@ def add_relu_gradient(dy, y, z, mean):
     return g, *sums.sum(0, dtype=np.float64)
 
 
-@njit(inline="always")
-def _mask_and_sum(LANES, dx, start, a, a_start, a_pitch, x, mean, height, row, C, sums, part):
-    """dx = dx where a > 0, and its sums, for one image of `height` rows of `row` elements."""
-    for c in range(0, C, LANES):
-        m = load(LANES, mean, c)
-        total, product = m - m, m - m
-        for h in range(height):
-            for i in range(c, row, C):
-                at = start + h * row + i
-                v = where_positive(load(LANES, a, a_start + h * a_pitch + i), load(LANES, dx, at))
-                store(dx, at, v)
-                total = total + v
-                product = product + v * (load(LANES, x, at) - m)
-        store(sums, 2 * part * C + c, total)
-        store(sums, (2 * part + 1) * C + c, product)
+@njit
+def _unit_gradient_image(ROWS, ACROSS, VECTORS, WEIGHT_ROWS, WEIGHT_VECTORS, LANES, n, g, z, normalisation, z_image, z_start,
+                         z_pitch, x, prologue, x_image, x_start, x_pitch, weight, phases, segments, residual, dx, sums,
+                         runs, run, step_row, step_column, partial):
+    """Image n: its dx, and its share of the weight gradient, in one thread's scratch."""
+    OH, O, H, WC, C = g.shape[1], normalisation.shape[1], x.shape[1], x.shape[2], weight.shape[1]
+    load_gradient(LANES, g, z, n, normalisation, z_image, z_start, z_pitch)
+    if prologue.size:
+        load_normalised(LANES, x, n, prologue[0], prologue[1], prologue[2], x_image, x_start, x_pitch)
+    else:
+        copy_image(x, n, x_image, x_start, x_pitch)
+    weight_gradient_image(WEIGHT_ROWS, WEIGHT_VECTORS, LANES, x_image, z_image, z_start, z_pitch, partial, O, 0, O, OH,
+                          g.shape[2] // O, runs, run, step_row, step_column)
+    if dx.size:
+        gather_image(ROWS, ACROSS, VECTORS, LANES, z_image, weight.reshape(-1), dx, n * H * WC, C, 0, C, phases, segments,
+                     z_pitch, O)
+        finish_gradient(LANES, dx, n * H * WC, x_image, x_start, x_pitch, x, prologue, H, WC, C, residual, sums, n)
 
 
 @cache
@@ -147,36 +157,14 @@ def _unit_gradient_kernel(rows, across, vectors, weight_rows, weight_vectors, la
     @njit(parallel=True, cache=True)
     def unit_gradient(g, z, normalisation, z_image, z_start, z_pitch, x, prologue, x_image, x_start, x_pitch,
                       weight, phases, segments, residual, dx, sums, runs, run, step_row, step_column, partial, dweight):
-        N, OH, O = g.shape[0], g.shape[1], normalisation.shape[1]
-        OW, H, WC, C = g.shape[2] // O, x.shape[1], x.shape[2], weight.shape[1]
-        G, run_stride = partial.shape[0], partial.shape[2] * O
-        flat_z_image, flat_x_image = z_image.reshape(-1), x_image.reshape(-1)
-        flat_partial, flat_weight = partial.reshape(-1), weight.reshape(-1)
+        N, G = g.shape[0], partial.shape[0]
         for group in prange(G):
-            k = np.int64(group)
-            thread = np.int64(get_thread_id())
-            z_base, x_base = thread * z_image.shape[1], thread * x_image.shape[1]
+            k, t = np.int64(group), get_thread_id()
             partial[k] = 0
             for n in range(k * N // G, (k + 1) * N // G):
-                load_gradient(lanes, g, z, n, normalisation[0], normalisation[1], normalisation[2], normalisation[3],
-                              flat_z_image, z_base + z_start, z_pitch)
-                if prologue.size:
-                    load_normalised(lanes, x, n, prologue[0], prologue[1], prologue[2], flat_x_image, x_base + x_start, x_pitch)
-                else:
-                    copy_image(x, n, flat_x_image, x_base + x_start, x_pitch)
-                weight_gradient_image(weight_rows, weight_vectors, lanes, flat_x_image, x_base, flat_z_image, z_base + z_start, z_pitch, flat_partial,
-                                      k * partial.shape[1] * run_stride, O, 0, O, OH, OW, runs, run, run_stride,
-                                      step_row, step_column)
-                if dx.size:
-                    start = n * H * WC
-                    gather_image(rows, across, vectors, lanes, flat_z_image, z_base, flat_weight, dx, start, C, 0, C, phases, segments, z_pitch, O)
-                    if prologue.size:
-                        _mask_and_sum(lanes, dx, start, flat_x_image, x_base + x_start, x_pitch, x, prologue[0], H, WC, C,
-                                     sums, n)
-                    elif residual.size:
-                        dx_, residual_ = dx[start:start + H * WC], residual[start:start + H * WC]
-                        for i in range(H * WC):
-                            dx_[i] += residual_[i]
+                _unit_gradient_image(rows, across, vectors, weight_rows, weight_vectors, lanes, n, g, z, normalisation,
+                                     z_image[t], z_start, z_pitch, x, prologue, x_image[t], x_start, x_pitch, weight,
+                                     phases, segments, residual, dx, sums, runs, run, step_row, step_column, partial[k])
         for row in prange(runs.shape[0] * run):
             sum_partials(partial, run, row, dweight)
 
@@ -188,6 +176,11 @@ def conv2d_unit_gradient(g, z, normalisation, x, prologue, weight, stride, paddi
     KH, KW, C, O = weight.shape
     N, H, W, _ = x.shape
     lanes = lanes_of(x.dtype)
+    m = winograd_size(x.shape, x.dtype, O, (KH, KW), stride, padding, PLAIN)
+    if m:
+        dx, dweight, sums = winograd.unit_gradient(m, g, z, normalisation, x, prologue, flipped(weight), residual_gradient,
+                                                   need_dx)
+        return dx, dweight, *_totals(sums, need_dx and prologue is not None)
     dweight = empty((KH * KW * C, O), x.dtype)
     groups = min(N, GROUPS)
     if not divides(x, O) or (need_dx and not divides(x, C)) or groups * dweight.nbytes > conv.PARTIAL_BYTES:
@@ -203,7 +196,7 @@ def conv2d_unit_gradient(g, z, normalisation, x, prologue, weight, stride, paddi
     partial = empty((groups, len(runs), round_up(run, tiling.rows), O), x.dtype)
     dx = empty((N, H, W, C), x.dtype) if need_dx else nothing
     sums = np.empty((N, 2, C), x.dtype)
-    packed = pack_transposed(weight, plan.taps, C).reshape(-1, C) if need_dx else np.empty((0, C), x.dtype)
+    packed = aligned(pack_transposed(weight, plan.taps, C)).reshape(-1, C) if need_dx else np.empty((0, C), x.dtype)
     kernel = _unit_gradient_kernel(*plan.tiling, tiling.rows, tiling.vectors, lanes)
     kernel(g.reshape(N, g.shape[1], -1), z.reshape(N, g.shape[1], -1), np.stack(normalisation),
            z_image, plan.low[0] * z_pitch + plan.low[1] * O, z_pitch,
@@ -212,8 +205,11 @@ def conv2d_unit_gradient(g, z, normalisation, x, prologue, weight, stride, paddi
            packed, plan.phases, plan.segments,
            nothing if residual_gradient is None else residual_gradient.reshape(-1), dx.reshape(-1), sums,
            runs, run, stride[0] * x_pitch, stride[1] * C, partial, dweight)
-    total, product = sums.sum(0, dtype=np.float64) if need_dx and prologue is not None else (None, None)
-    return (dx if need_dx else None), dweight.reshape(KH, KW, C, O), total, product
+    return (dx if need_dx else None), dweight.reshape(KH, KW, C, O), *_totals(sums, need_dx and prologue is not None)
+
+
+def _totals(sums, wanted):
+    return sums.sum(0, dtype=np.float64) if wanted else (None, None)
 
 
 batchnorm_coefficients = composed.batchnorm_coefficients

@@ -19,7 +19,7 @@ from functools import cache
 import numpy as np
 from numba import get_thread_id, njit, prange
 
-from minires.backends.cpu.arena import empty
+from minires.backends.cpu.arena import aligned, empty
 from minires.backends.cpu.host import lanes_of
 from minires.backends.cpu.images import copy_image, load_normalised, scratch
 from minires.backends.cpu.microkernel import tile
@@ -30,8 +30,8 @@ GROUPS = 16  # parts of the work: a fixed number, whatever the threads, so that 
 UNROLL = 2
 
 
-@njit(inline="always")
-def gather_image(ROWS, ACROSS, VECTORS, LANES, image, base, weight, y, target, out_channels, o_start, o_end, phases, segments,
+@njit
+def gather_image(ROWS, ACROSS, VECTORS, LANES, image, weight, y, target, out_channels, o_start, o_end, phases, segments,
                  step_row, step_column):
     """The convolution of one padded image with output channels o_start .. o_end."""
     for o in range(o_start, o_end, VECTORS * LANES):
@@ -44,13 +44,13 @@ def gather_image(ROWS, ACROSS, VECTORS, LANES, image, base, weight, y, target, o
                     for s in range(first, end):
                         a0, b0, k_len, r_len, a_slab, b_slab = segments[s]
                         tile(ROWS, ACROSS, VECTORS, LANES, UNROLL,
-                             image, base + a0 + h * step_row + w * step_column, step_column, step_row, 1, a_slab,
+                             image, a0 + h * step_row + w * step_column, step_column, step_row, 1, a_slab,
                              weight, b0 + o, out_channels, b_slab,
                              y, target + offset + o + h * row_stride + w * column_stride, column_stride, row_stride,
                              k_len, r_len, s - first)
 
 
-@njit(inline="always")
+@njit
 def finish(LANES, y, start, pixels, channels, bias, residual, relu):
     """The inference epilogue of one image: y = relu(y + bias + residual)."""
     for c in range(0, channels, LANES):
@@ -64,31 +64,39 @@ def finish(LANES, y, start, pixels, channels, bias, residual, relu):
             store(y, i, v)
 
 
+@njit
+def gather_task(ROWS, ACROSS, VECTORS, LANES, n, o_start, o_end, x, mean, scale, shift, weight, y, means, squares, bias,
+                residual, relu, image, phases, segments, start, pitch, step_row, step_column):
+    """Channels o_start .. o_end of image n, in one thread's scratch. Empty arrays switch off what they are for."""
+    pixels, out_channels, flat = y.shape[1], y.shape[2], y.reshape(-1)
+    target = n * pixels * out_channels
+    if mean.size:
+        load_normalised(LANES, x, n, mean, scale, shift, image, start, pitch)
+    else:
+        copy_image(x, n, image, start, pitch)
+    gather_image(ROWS, ACROSS, VECTORS, LANES, image, weight, flat, target, out_channels, o_start, o_end, phases, segments,
+                 step_row, step_column)
+    if means.size:
+        moments(LANES, flat.reshape(-1, out_channels), n * pixels, (n + 1) * pixels, means, squares, n)
+    if bias.size:
+        finish(LANES, flat, target, pixels, out_channels, bias, residual, relu)
+
+
 @cache
 def gather_kernel(rows, across, vectors, lanes):
-    """The kernel over a batch for one tiling. Empty arrays switch off what they are for."""
+    """The kernel over a batch for one tiling."""
     block = vectors * lanes
 
     @njit(parallel=True, cache=True)
     def gather(x, mean, scale, shift, weight, y, means, squares, bias, residual, relu, image, phases, segments,
                start, pitch, step_row, step_column, slices):
-        N, pixels, out_channels = y.shape
+        out_channels = y.shape[2]
         per_slice = -(-(out_channels // block) // slices) * block
-        flat_y, flat_image, flat_residual = y.reshape(-1), image.reshape(-1), residual.reshape(-1)
-        for task in prange(N * slices):
+        for task in prange(y.shape[0] * slices):
             n, part = np.int64(task // slices), np.int64(task % slices)
-            base = np.int64(get_thread_id()) * image.shape[1]
-            target = n * pixels * out_channels
-            if mean.size:
-                load_normalised(lanes, x, n, mean, scale, shift, flat_image, base + start, pitch)
-            else:
-                copy_image(x, n, flat_image, base + start, pitch)
-            gather_image(rows, across, vectors, lanes, flat_image, base, weight, flat_y, target, out_channels, part * per_slice,
-                         min((part + 1) * per_slice, out_channels), phases, segments, step_row, step_column)
-            if means.size:
-                moments(lanes, flat_y.reshape(-1, out_channels), n * pixels, (n + 1) * pixels, means, squares, n)
-            if bias.size:
-                finish(lanes, flat_y, target, pixels, out_channels, bias, flat_residual, relu)
+            gather_task(rows, across, vectors, lanes, n, part * per_slice, min((part + 1) * per_slice, out_channels),
+                        x, mean, scale, shift, weight, y, means, squares, bias, residual, relu, image[get_thread_id()],
+                        phases, segments, start, pitch, step_row, step_column)
 
     return gather
 
@@ -108,6 +116,7 @@ def run_gather(plan, x, weight, out_channels, prologue=None, moments_out=None, e
     blocks = out_channels // (plan.tiling.vectors * lanes)
     whole = moments_out is not None or epilogue is not None  # they want all channels of an image in one task
     slices = 1 if N >= GROUPS or whole else min(blocks, -(-GROUPS // N))
+    weight = aligned(weight)
     bias, residual, relu = epilogue or (nothing, None, False)
     kernel = gather_kernel(*plan.tiling, lanes)
     kernel(x.reshape(N, H, W * C), *(prologue or (nothing,) * 3), weight, y, *(moments_out or (nothing.reshape(0, 0),) * 2),

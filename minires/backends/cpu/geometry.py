@@ -14,6 +14,7 @@ a window that moves by one: a stride-1 convolution of dy for each of the s * s r
 few taps. At stride 1 there is one phase, and it is the well-known convolution with the flipped kernel.
 """
 from functools import cache
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -113,7 +114,7 @@ def _gather(phases, low, padded, out_size, step, channels, out_channels, lanes):
             segments.append((0, 0, 0, 1, 0, 0))  # no tap meets these pixels: an empty sum, zeros
         else:
             row_step = row_taps[1][1] - row_taps[0][1] if len(row_taps) > 1 else 0
-            together = all(b[1] - a[1] == 1 for a, b in zip(column_taps, column_taps[1:], strict=False))
+            together = all(b[1] - a[1] == 1 for a, b in pairwise(column_taps))
             runs = [(column_taps[0][1], 0, len(column_taps))] if together else \
                 [(place, index, 1) for index, (_, place) in enumerate(column_taps)]
             for place, index, length in runs:  # adjacent taps are adjacent in memory: one run of length * channels

@@ -8,10 +8,10 @@ The functions are inlined into the kernels that call them; LANES, the vector wid
 """
 from functools import lru_cache
 
-import numpy as np
 from numba import config, njit
 
-from minires.backends.cpu.simd import load, rectify, store
+from minires.backends.cpu.arena import empty
+from minires.backends.cpu.simd import load, rectify, store, where_positive
 
 SLACK = 64  # elements behind the padded image that a last tile of taps may read and ignore
 
@@ -19,7 +19,9 @@ SLACK = 64  # elements behind the padded image that a last tile of taps may read
 @lru_cache(maxsize=128)
 def scratch(layout, size, dtype):
     """Zeroed scratch memory, a row for each thread, one for each `layout` so that its borders stay zero."""
-    return np.zeros((config.NUMBA_NUM_THREADS, size + SLACK), dtype)
+    memory = empty((config.NUMBA_NUM_THREADS, -(-(size + SLACK) // SLACK) * SLACK), dtype)
+    memory[...] = 0
+    return memory
 
 
 @njit(cache=True)
@@ -31,7 +33,7 @@ def copy_image(x, n, image, start, pitch):
             target[i] = source[i]
 
 
-@njit(inline="always")
+@njit
 def load_normalised(LANES, x, n, mean, scale, bias, image, start, pitch):
     """image = relu((x[n] - mean) * scale + bias), channel by channel."""
     H, WC, C = x.shape[1], x.shape[2], mean.size
@@ -43,9 +45,10 @@ def load_normalised(LANES, x, n, mean, scale, bias, image, start, pitch):
                 store(image, target + i, rectify((load(LANES, x, source + i) - m) * s + b))
 
 
-@njit(inline="always")
-def load_gradient(LANES, g, z, n, mean, from_dy, from_x, constant, image, start, pitch):
-    """image = from_dy * g[n] + from_x * (z[n] - mean) + constant: a batch normalisation's input gradient."""
+@njit
+def load_gradient(LANES, g, z, n, normalisation, image, start, pitch):
+    """image = from_dy * g[n] + from_x * (z[n] - mean) + constant, normalisation: those four (mean first), each (C,)."""
+    mean, from_dy, from_x, constant = normalisation[0], normalisation[1], normalisation[2], normalisation[3]
     H, WC, C = g.shape[1], g.shape[2], mean.size
     for c in range(0, C, LANES):
         m, a = load(LANES, mean, c), load(LANES, from_dy, c)
@@ -55,3 +58,30 @@ def load_gradient(LANES, g, z, n, mean, from_dy, from_x, constant, image, start,
             for i in range(0, WC, C):
                 centred = load(LANES, z, source + i) - m
                 store(image, target + i, load(LANES, g, source + i) * a + (centred * b + d))
+
+
+@njit
+def mask_and_sum(LANES, dx, start, a, a_start, a_pitch, x, mean, height, row, C, sums, part):
+    """dx = dx where a > 0, and its sums, for one image of `height` rows of `row` elements."""
+    for c in range(0, C, LANES):
+        m = load(LANES, mean, c)
+        total, product = m - m, m - m
+        for h in range(height):
+            for i in range(c, row, C):
+                at = start + h * row + i
+                v = where_positive(load(LANES, a, a_start + h * a_pitch + i), load(LANES, dx, at))
+                store(dx, at, v)
+                total = total + v
+                product = product + v * (load(LANES, x, at) - m)
+        store(sums, 2 * part * C + c, total)
+        store(sums, (2 * part + 1) * C + c, product)
+
+
+@njit
+def finish_gradient(LANES, dx, start, a, a_start, a_pitch, x, prologue, height, row, C, residual, sums, part):
+    """What follows one image's dx: with a prologue `mask_and_sum`, else dx += residual, if there is one."""
+    if prologue.size:
+        mask_and_sum(LANES, dx, start, a, a_start, a_pitch, x, prologue[0], height, row, C, sums, part)
+    elif residual.size:
+        for i in range(start, start + height * row, LANES):
+            store(dx, i, load(LANES, dx, i) + load(LANES, residual, i))

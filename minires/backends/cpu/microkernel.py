@@ -1,6 +1,7 @@
 """A register-blocked matrix micro-kernel: the inner loop of every convolution.
 
-    C[i, j] (+)= sum over r < r_len, k < k_len of A[a0 + row(i) + k * a_col + r * a_slab] * B[b0 + k * b_row + r * b_slab + j]
+    C[i, j] (+)= sum over r < r_len, k < k_len of
+                 A[a0 + row(i) + k * a_col + r * a_slab] * B[b0 + k * b_row + r * b_slab + j]
     for i < rows, j < vectors * lanes;  row(i) = (i % across) * a_row + (i // across) * a_down
 
 All rows * vectors accumulators stay in vector registers while k and r run; each step loads `vectors` vectors of B and

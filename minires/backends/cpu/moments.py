@@ -17,7 +17,7 @@ def channel_lanes(channels, dtype):
     return min(lanes_of(dtype), 1 << (channels.bit_length() - 1))
 
 
-@njit(inline="always")
+@njit
 def moments(LANES, x, start, end, means, squares, part):
     """means[part], squares[part]: mean and sum of squares about it of rows start .. end of x: (..., C)."""
     C = x.shape[-1]

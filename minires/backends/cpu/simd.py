@@ -2,7 +2,7 @@
 
     v = load(LANES, x, offset)           LANES consecutive elements of the array x, LANES a compile-time constant
     v = splat(LANES, number)             one number in all lanes
-    store(y, offset, a * b + v)          + - * on vectors are operations on all lanes
+    store(y, offset, a * b + v * 4)      + - * on vectors are operations on all lanes; * takes a number too
     v = rectify(v)                       max(v, 0); a NaN stays one
     v = where_positive(y, v)             v where y > 0, else 0
     v = sqrt(v)
@@ -104,11 +104,22 @@ def _binary(instruction):
 _add, _sub, _mul = _binary("fadd"), _binary("fsub"), _binary("fmul")
 
 
+@intrinsic
+def _like(typingctx, v, number):
+    """`number`, an integer or float, in every lane of a vector like v."""
+    def codegen(context, builder, sig, args):
+        return _broadcast(builder, context.cast(builder, args[1], sig.args[1], v.dtype), v)
+
+    return v(v, number), codegen
+
+
 def _overload_operator(symbol, apply):
     @overload(symbol)
     def on_vectors(a, b):
         if isinstance(a, VectorType) and a == b:
             return lambda a, b: apply(a, b)
+        if isinstance(a, VectorType) and symbol is operator.mul and isinstance(b, types.Number):
+            return lambda a, b: apply(a, _like(a, b))
         return None
 
 

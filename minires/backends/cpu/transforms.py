@@ -1,0 +1,131 @@
+"""Winograd's transforms in one dimension, F(m, 3) for m = 2 and 4: the matrices and where they come from.
+
+A 1-D convolution of 3 weights g with m + 2 inputs d gives m outputs, y_k = sum_j g_j d_(k + j). Read g and the outputs as
+coefficients of polynomials: the *adjoint* of this map multiplies a polynomial of degree 2 by one of degree m - 1, and the
+product, of degree m + 1, is known from its values at m + 2 points (Toom and Cook). One multiplication a point: m + 2 where
+the sum itself takes 3 m. Evaluate at the points 0, 1, -1 (and 2, -2 for m = 4) and "infinity" (the leading coefficient):
+
+    G evaluates g:           row for point p: (1, p, p^2) / N_p, N_p = product over other finite points q of (p - q)
+    A evaluates the outputs: row for point p: (1, p, .., p^(m-1));  at infinity only the leading coefficient counts
+    B^T interpolates: row for p holds the coefficients of the polynomial product over q != p of (x - q); for infinity
+    those of the product over all points
+
+and transposing the multiplication gives  y = A^T [(G g) * (B^T d)]. (Signs of a row may move between G and B^T.) In two
+dimensions the maps act on rows and on columns:  Y = A^T [(G g G^T) * (B^T d B)] A, 36 multiplications for 16 outputs of a
+3x3 kernel where the sum takes 144. Since every map is linear the gradients need no new derivation, only adjoints:
+
+    dg = G^T [(A dY A^T) * (B^T d B)] G          dd = B [(G g G^T) * (A dY A^T)] B^T
+
+and dd, summed over overlapping tiles, is again a convolution (of dy, with the kernel flipped), computed as one.
+
+Errors. The larger the points the larger the numbers that cancel: against float64, in units of the direct kernel's error,
+F(2, 3) has about 2 and F(4, 3) about 5 to 10 (python -m benchmarks.kernels prints them).
+
+Source: Winograd 1980; Lavin & Gray 2016, "Fast Algorithms for Convolutional Neural Networks", arXiv:1509.09308.
+
+Each function reads its vectors from x, `step` elements apart from `at` on, and writes to y, `hop` apart from `to` on.
+M is m, LANES the vector width; both are compile-time constants, and the functions are inlined.
+"""
+from numba import njit
+
+from minires.backends.cpu.simd import load, store
+
+
+@njit
+def input_1d(M, LANES, x, at, step, y, to, hop):
+    """B^T d: M + 2 inputs to M + 2 products."""
+    d0, d1 = load(LANES, x, at), load(LANES, x, at + step)
+    d2, d3 = load(LANES, x, at + 2 * step), load(LANES, x, at + 3 * step)
+    if M == 4:
+        d4, d5 = load(LANES, x, at + 4 * step), load(LANES, x, at + 5 * step)
+        even, odd = d4 - d2 * 4, d3 - d1 * 4
+        store(y, to + hop, even + odd)
+        store(y, to + 2 * hop, even - odd)
+        even, odd = d4 - d2, (d3 - d1) * 2
+        store(y, to + 3 * hop, even + odd)
+        store(y, to + 4 * hop, even - odd)
+        store(y, to, d4 - d2 * 5 + d0 * 4)
+        store(y, to + 5 * hop, d5 - d3 * 5 + d1 * 4)
+    else:
+        store(y, to, d0 - d2)
+        store(y, to + hop, d1 + d2)
+        store(y, to + 2 * hop, d2 - d1)
+        store(y, to + 3 * hop, d3 - d1)
+
+
+@njit
+def output_1d(M, LANES, x, at, step, y, to, hop):
+    """A^T p: M + 2 products to M outputs."""
+    p0, p1 = load(LANES, x, at), load(LANES, x, at + step)
+    p2, p3 = load(LANES, x, at + 2 * step), load(LANES, x, at + 3 * step)
+    if M == 4:
+        p4, p5 = load(LANES, x, at + 4 * step), load(LANES, x, at + 5 * step)
+        even, odd, even_2, odd_2 = p1 + p2, p1 - p2, p3 + p4, p3 - p4
+        store(y, to, p0 + even + even_2)
+        store(y, to + hop, odd + odd_2 * 2)
+        store(y, to + 2 * hop, even + even_2 * 4)
+        store(y, to + 3 * hop, odd + odd_2 * 8 + p5)
+    else:
+        store(y, to, p0 + p1 + p2)
+        store(y, to + hop, p1 - p2 + p3)
+
+
+@njit
+def output_adjoint_1d(M, LANES, x, at, step, y, to, hop):
+    """A dy: M output gradients to M + 2."""
+    z0, z1 = load(LANES, x, at), load(LANES, x, at + step)
+    if M == 4:
+        z2, z3 = load(LANES, x, at + 2 * step), load(LANES, x, at + 3 * step)
+        even, odd = z0 + z2, z1 + z3
+        store(y, to + hop, even + odd)
+        store(y, to + 2 * hop, even - odd)
+        even, odd = z0 + z2 * 4, z1 * 2 + z3 * 8
+        store(y, to + 3 * hop, even + odd)
+        store(y, to + 4 * hop, even - odd)
+        store(y, to, z0)
+        store(y, to + 5 * hop, z3)
+    else:
+        store(y, to, z0)
+        store(y, to + hop, z0 + z1)
+        store(y, to + 2 * hop, z0 - z1)
+        store(y, to + 3 * hop, z1)
+
+
+@njit
+def weight_1d(M, LANES, x, at, step, y, to, hop):
+    """G g: 3 weights to M + 2."""
+    g0, g1, g2 = load(LANES, x, at), load(LANES, x, at + step), load(LANES, x, at + 2 * step)
+    if M == 4:
+        even, odd = (g0 + g2) * (-1 / 6), g1 * (-1 / 6)
+        store(y, to, g0 * 0.25)
+        store(y, to + hop, even + odd)
+        store(y, to + 2 * hop, even - odd)
+        even, odd = g0 * (1 / 24) + g2 * (1 / 6), g1 * (1 / 12)
+        store(y, to + 3 * hop, even + odd)
+        store(y, to + 4 * hop, even - odd)
+        store(y, to + 5 * hop, g2)
+    else:
+        even, odd = (g0 + g2) * 0.5, g1 * 0.5
+        store(y, to, g0)
+        store(y, to + hop, even + odd)
+        store(y, to + 2 * hop, even - odd)
+        store(y, to + 3 * hop, g2)
+
+
+@njit
+def weight_adjoint_1d(M, LANES, x, at, step, y, to, hop):
+    """G^T u: M + 2 products to 3 weight gradients."""
+    u0, u1 = load(LANES, x, at), load(LANES, x, at + step)
+    u2, u3 = load(LANES, x, at + 2 * step), load(LANES, x, at + 3 * step)
+    if M == 4:
+        u4, u5 = load(LANES, x, at + 4 * step), load(LANES, x, at + 5 * step)
+        even, odd = (u1 + u2) * (-1 / 6), (u2 - u1) * (1 / 6)
+        even_2, odd_2 = u3 + u4, u3 - u4
+        store(y, to, u0 * 0.25 + even + even_2 * (1 / 24))
+        store(y, to + hop, odd + odd_2 * (1 / 12))
+        store(y, to + 2 * hop, even + even_2 * (1 / 6) + u5)
+    else:
+        even = (u1 + u2) * 0.5
+        store(y, to, u0 + even)
+        store(y, to + hop, (u1 - u2) * 0.5)
+        store(y, to + 2 * hop, even + u3)

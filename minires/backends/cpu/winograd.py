@@ -1,0 +1,297 @@
+"""Convolution 3x3, stride 1, by Winograd's F(2x2, 3x3) and F(4x4, 3x3): fewer multiplications for the same sums.
+
+    y = A^T [(G weight G^T) * (B^T x B)] A     for each tile of m x m output pixels, * element by element over (m + 2)^2
+                                               points, each point a matrix product over channels (transforms.py derives it)
+
+Loop order. Blocks of a few images outside, shared out among the threads, sized so that what follows stays in the
+second-level cache: the padded images; their transforms V (points, tiles, C); the products P (points, tiles, O), a matrix
+product a point by the micro-kernel; the outputs. A point's plane is a cache line longer than its data, since planes of a
+power of two would fall into the same cache sets.
+
+`unit_gradient` does for a unit's backward what fused.py describes. From the same padded images of x and dz it forms V of x
+and A dz A^T, whose products over the tiles are the weight gradient's points, summed over a group of images in a thread's
+own scratch; then V of dz and, as forward, the input gradient.
+
+Bytes moved: x once, y once, as the direct kernel. Multiplications: (m + 2)^2 / (9 m^2) of the direct kernel's.
+"""
+from functools import cache
+
+import numpy as np
+from numba import get_thread_id, njit, prange
+
+from minires.backends.cpu.arena import empty
+from minires.backends.cpu.gather import GROUPS, UNROLL, finish
+from minires.backends.cpu.geometry import ACCUMULATORS, round_up
+from minires.backends.cpu.host import VECTOR_BYTES, lanes_of
+from minires.backends.cpu.images import copy_image, finish_gradient, load_gradient, load_normalised, scratch
+from minires.backends.cpu.microkernel import tile
+from minires.backends.cpu.moments import moments
+from minires.backends.cpu.simd import load, store
+from minires.backends.cpu.transforms import input_1d, output_1d, output_adjoint_1d, weight_1d, weight_adjoint_1d
+
+BLOCK_BYTES = 300 << 10  # of V, for a block of images: P is as large, and both with the weights fill a 1 MiB cache
+
+
+@njit
+def transform_images(M, LANES, adjoint, image, start, pitch, C, H, W, points, first_tile, plane, temp):
+    """V of one padded image, or with `adjoint` A dz A^T: tiles of M x M pixels to (M + 2)^2 planes of `points`."""
+    size = M + 2
+    for th in range(H // M):
+        for tw in range(W // M):
+            tile_at = (first_tile + th * (W // M) + tw) * C
+            for c in range(0, C, LANES):
+                corner = start + th * M * pitch + tw * M * C + c
+                if adjoint:
+                    for j in range(M):
+                        output_adjoint_1d(M, LANES, image, corner + j * C, pitch, temp, j * LANES, size * LANES)
+                    for i in range(size):
+                        output_adjoint_1d(M, LANES, temp, i * size * LANES, LANES,
+                                          points, i * size * plane + tile_at + c, plane)
+                else:
+                    for j in range(size):
+                        input_1d(M, LANES, image, corner + j * C, pitch, temp, j * LANES, size * LANES)
+                    for i in range(size):
+                        input_1d(M, LANES, temp, i * size * LANES, LANES,
+                                 points, i * size * plane + tile_at + c, plane)
+
+
+@njit
+def transform_back(M, LANES, points, first_tile, plane, y, start, C, H, W, temp):
+    """The outputs of one image from the products of its tiles."""
+    size = M + 2
+    for th in range(H // M):
+        for tw in range(W // M):
+            tile_at = (first_tile + th * (W // M) + tw) * C
+            for c in range(0, C, LANES):
+                for j in range(size):
+                    output_1d(M, LANES, points, j * plane + tile_at + c, size * plane, temp, j * LANES,
+                              size * LANES)
+                for i in range(M):
+                    output_1d(M, LANES, temp, i * size * LANES, LANES,
+                              y, start + ((th * M + i) * W + tw * M) * C + c, C)
+
+
+@njit
+def multiply(M, ROWS, VECTORS, LANES, C, O, v, weight, p, plane, tiles):
+    """P = V @ weight for each point. v: (points, tiles, C), weight: (points, C, O), p: (points, tiles, O)."""
+    for point in range((M + 2) * (M + 2)):
+        for o in range(0, O, VECTORS * LANES):
+            for t in range(0, tiles, ROWS):
+                tile(ROWS, ROWS, VECTORS, LANES, UNROLL, v, point * plane + t * C, C, 0, 1, 0,
+                     weight, point * C * O + o, O, 0, p, point * plane + t * O + o, O, 0, C, 1, 0)
+
+
+@njit
+def sum_rows(LANES, partial, at, count, total):
+    """total[at : at + count] = the sum of that range of each row of `partial`, in order."""
+    for i in range(at, at + count, LANES):
+        sum_ = load(LANES, partial, i)
+        for row in range(1, partial.shape[0]):
+            sum_ = sum_ + load(LANES, partial, row * partial.shape[1] + i)
+        store(total, i, sum_)
+
+
+@njit
+def transform_weight_row(M, LANES, weight, points, start, count, plane, temp):
+    """G weight G^T of `count` elements from `start` on, of each of the planes."""
+    size = M + 2
+    for at in range(start, start + count, LANES):
+        for j in range(3):
+            weight_1d(M, LANES, weight, at + j * plane, 3 * plane, temp, j * LANES, 3 * LANES)
+        for i in range(size):
+            weight_1d(M, LANES, temp, 3 * i * LANES, LANES, points, at + i * size * plane, plane)
+
+
+@cache
+def weight_kernel(m, lanes):
+    """weight (3, 3, C, O) to its points (m + 2, m + 2, C, O)."""
+
+    @njit(parallel=True, cache=True)
+    def transform_weight(weight, points, temp):
+        C, O = weight.shape[2], weight.shape[3]
+        for c in prange(C):
+            transform_weight_row(m, lanes, weight.reshape(-1), points.reshape(-1), np.int64(c) * O, O, C * O,
+                                 temp[get_thread_id()])
+
+    return transform_weight
+
+
+def transform_weight(weight, m):
+    """G weight G^T: (3, 3, C, O) -> (m + 2, m + 2, C, O)."""
+    lanes = lanes_of(weight.dtype)
+    points = empty((m + 2, m + 2, *weight.shape[2:]), weight.dtype)
+    weight_kernel(m, lanes)(weight, points, scratch("winograd weight", 64 * lanes, weight.dtype))
+    return points
+
+
+@njit
+def forward_block(M, ROWS, VECTORS, LANES, C, O, first, last, x, mean, scale, shift, weight, y, means, squares, bias,
+                  residual, relu, image, v, p, temp, start, pitch, plane):
+    """Images first .. last - 1 forward, in one thread's scratch. Empty arrays switch off what they are for."""
+    H, W = y.shape[1], y.shape[2]
+    tiles, flat_y = (H // M) * (W // M), y.reshape(-1)
+    for n in range(first, last):
+        if mean.size:
+            load_normalised(LANES, x, n, mean, scale, shift, image, start, pitch)
+        else:
+            copy_image(x, n, image, start, pitch)
+        transform_images(M, LANES, False, image, 0, pitch, C, H, W, v, (n - first) * tiles, plane, temp)
+    multiply(M, ROWS, VECTORS, LANES, C, O, v, weight, p, plane, (last - first) * tiles)
+    for n in range(first, last):
+        target = n * H * W * O
+        transform_back(M, LANES, p, (n - first) * tiles, plane, flat_y, target, O, H, W, temp)
+        if means.size:
+            moments(LANES, flat_y.reshape(-1, O), n * H * W, (n + 1) * H * W, means, squares, n)
+        if bias.size:
+            finish(LANES, flat_y, target, H * W, O, bias, residual, relu)
+
+
+@cache
+def forward_kernel(m, rows, vectors, lanes, C, O):
+    """The forward kernel for one shape of weights: its addresses are then constants, which is worth a third."""
+
+    @njit(parallel=True, cache=True)
+    def winograd(x, mean, scale, shift, weight, y, means, squares, bias, residual, relu, image, v, p, temp,
+                 start, pitch, per_block, plane):
+        N = y.shape[0]
+        for block in prange(-(-N // per_block)):
+            first, thread = np.int64(block) * per_block, get_thread_id()
+            forward_block(m, rows, vectors, lanes, C, O, first, min(first + per_block, N), x, mean, scale, shift, weight, y,
+                          means, squares, bias, residual, relu, image[thread], v[thread], p[thread], temp[thread],
+                          start, pitch, plane)
+
+    return winograd
+
+
+@njit
+def gradient_block(M, ROWS, VECTORS, LANES, C, O, first, last, g, z, normalisation, z_image, z_start, z_pitch, x, prologue,
+                   x_image, x_start, x_pitch, weight, residual, dx, sums, v, p, du, temp, plane, add):
+    """Images first .. last - 1 backward, in one thread's scratch: their dx, and their share of du, added with `add`."""
+    H, W, size = g.shape[1], g.shape[2] // O, M + 2
+    z_size, x_size, tiles = (H + 2) * z_pitch, (H + 2) * x_pitch, (H // M) * (W // M)
+    for n in range(first, last):
+        z_at, x_at = (n - first) * z_size, (n - first) * x_size
+        if normalisation.size:
+            load_gradient(LANES, g, z, n, normalisation, z_image, z_at + z_start, z_pitch)
+        else:
+            copy_image(g, n, z_image, z_at + z_start, z_pitch)
+        if prologue.size:
+            load_normalised(LANES, x, n, prologue[0], prologue[1], prologue[2], x_image, x_at + x_start, x_pitch)
+        else:
+            copy_image(x, n, x_image, x_at + x_start, x_pitch)
+        transform_images(M, LANES, False, x_image, x_at, x_pitch, C, H, W, v, (n - first) * tiles, plane, temp)
+        transform_images(M, LANES, True, z_image, z_at + z_start, z_pitch, O, H, W, p, (n - first) * tiles, plane, temp)
+    for point in range(size * size):
+        for c in range(0, C, ROWS):
+            for o in range(0, O, VECTORS * LANES):
+                tile(ROWS, ROWS, VECTORS, LANES, UNROLL, v, point * plane + c, 1, 0, C, 0, p, point * plane + o, O, 0,
+                     du, point * C * O + c * O + o, O, 0, (last - first) * tiles, 1, add)
+    if dx.size:
+        # The planes of v and p change roles: O channels in, C out.
+        for n in range(first, last):
+            transform_images(M, LANES, False, z_image, (n - first) * z_size, z_pitch, O, H, W, p, (n - first) * tiles,
+                             plane, temp)
+        multiply(M, ROWS, VECTORS, LANES, O, C, p, weight, v, plane, (last - first) * tiles)
+        for n in range(first, last):
+            target = n * H * W * C
+            transform_back(M, LANES, v, (n - first) * tiles, plane, dx, target, C, H, W, temp)
+            finish_gradient(LANES, dx, target, x_image, (n - first) * x_size + x_start, x_pitch, x, prologue, H, W * C, C,
+                            residual, sums, n)
+
+
+@njit
+def transform_weight_back(M, LANES, C, O, du, dweight, temp):
+    """G^T du G: (points, C, O) -> (3, 3, C, O)."""
+    size = M + 2
+    for at in range(0, C * O, LANES):
+        for j in range(size):
+            weight_adjoint_1d(M, LANES, du, j * C * O + at, size * C * O, temp, j * LANES, size * LANES)
+        for i in range(3):
+            weight_adjoint_1d(M, LANES, temp, i * size * LANES, LANES, dweight, 3 * i * C * O + at, C * O)
+
+
+@cache
+def gradient_kernel(m, rows, vectors, lanes, C, O):
+    """The backward kernel for one shape of weights: see `unit_gradient`."""
+
+    @njit(parallel=True, cache=True)
+    def gradient(g, z, normalisation, z_image, z_start, z_pitch, x, prologue, x_image, x_start, x_pitch,
+                 weight, residual, dx, sums, v, p, du, temp, per_block, plane, partial, dweight):
+        N, G = g.shape[0], partial.shape[0]
+        for group in prange(G):
+            k, t = np.int64(group), get_thread_id()
+            group_first, group_last = k * N // G, (k + 1) * N // G
+            for first in range(group_first, group_last, per_block):
+                gradient_block(m, rows, vectors, lanes, C, O, first, min(first + per_block, group_last), g, z, normalisation,
+                               z_image[t], z_start, z_pitch, x, prologue, x_image[t], x_start, x_pitch, weight, residual,
+                               dx, sums, v[t], p[t], du[t], temp[t], plane, first - group_first)
+            transform_weight_back(m, lanes, C, O, du[t], partial[k], temp[t])
+        for row in prange(9 * C):
+            sum_rows(lanes, partial, np.int64(row) * O, O, dweight)
+
+    return gradient
+
+
+def tiling(m, dtype, H, W, C, O):
+    """(rows, vectors) for the micro-kernel, or None where F(m x m, 3x3) does not fit: whole tiles, whole vectors."""
+    lanes = lanes_of(dtype)
+    if H % m or W % m or C % lanes or O % lanes:
+        return None
+    vectors = 2 if C % (2 * lanes) == 0 and O % (2 * lanes) == 0 else 1
+    rows = ACCUMULATORS // vectors
+    return None if C % rows else (rows, vectors)
+
+
+def _workspace(m, dtype, rows, H, W, C, O, images):
+    """(images a block, plane lengths and scratch of V and P, small scratch); planes serve for C and O alike."""
+    tiles, points, line = (H // m) * (W // m), (m + 2) ** 2, VECTOR_BYTES // dtype.itemsize
+    widest = max(C, O)
+    per_block = max(1, min(images, BLOCK_BYTES // (points * tiles * widest * dtype.itemsize)))
+    plane = round_up(per_block * tiles, rows) * widest + line
+    v, p = (scratch((name, points, plane), points * plane, dtype) for name in ("winograd v", "winograd p"))
+    return per_block, plane, v, p, scratch(("winograd", line), points * line, dtype)
+
+
+def forward(m, x, prologue, weight, moments_out=None, epilogue=None):
+    """y = conv(a(x)), padding 1: (N, H, W, C) and weight (3, 3, C, O) -> (N, H, W, O). The rest as `run_gather`."""
+    N, H, W, C = x.shape
+    O, dtype, nothing = weight.shape[3], x.dtype, np.empty(0, x.dtype)
+    rows, vectors = tiling(m, dtype, H, W, C, O)
+    per_block, plane, v, p, temp = _workspace(m, dtype, rows, H, W, C, O, N)
+    per_block = max(1, min(per_block, -(-N // GROUPS)))
+    pitch = (W + 2) * C
+    image = scratch(((1, 1), (H + 2, W + 2), H, W, C), (H + 2) * pitch, dtype)
+    y = empty((N, H, W, O), dtype)
+    bias, residual, relu = epilogue or (nothing, None, False)
+    kernel = forward_kernel(m, rows, vectors, lanes_of(dtype), C, O)
+    kernel(x.reshape(N, H, W * C), *(prologue or (nothing,) * 3), transform_weight(weight, m).reshape(-1), y,
+           *(moments_out or (nothing.reshape(0, 0),) * 2), bias, nothing if residual is None else residual.reshape(-1), relu,
+           image, v, p, temp, pitch + C, pitch, per_block, plane)
+    return y
+
+
+def unit_gradient(m, g, z, normalisation, x, prologue, weight, residual_gradient, need_dx):
+    """`composed.conv2d_unit_gradient` for padding 1: -> dx or None, dweight, (N, 2, C) sums of each image's dx.
+
+    weight: already flipped, (3, 3, O, C); normalisation None: g is dz itself, and z is not read.
+    """
+    N, H, W, C = x.shape
+    O, dtype, nothing = g.shape[3], x.dtype, np.empty(0, x.dtype)
+    rows, vectors = tiling(m, dtype, H, W, C, O)
+    groups = min(N, GROUPS)
+    per_block, plane, v, p, temp = _workspace(m, dtype, rows, H, W, C, O, -(-N // groups))
+    z_pitch, x_pitch = (W + 2) * O, (W + 2) * C
+    z_image = scratch(("z", per_block, H, W, O), per_block * (H + 2) * z_pitch, dtype)
+    x_image = scratch(("x", per_block, H, W, C), per_block * (H + 2) * x_pitch, dtype)
+    du = scratch(("winograd du", (m + 2) ** 2, C, O), (m + 2) ** 2 * C * O, dtype)
+    partial, dweight = empty((groups, 9 * C * O), dtype), empty((3, 3, C, O), dtype)
+    dx = empty((N, H, W, C), dtype) if need_dx else nothing
+    sums = np.empty((N, 2, C), dtype)
+    kernel = gradient_kernel(m, rows, vectors, lanes_of(dtype), C, O)
+    kernel(g.reshape(N, H, W * O), (g if z is None else z).reshape(N, H, W * O),
+           nothing.reshape(0, 0) if normalisation is None else np.stack(normalisation), z_image, z_pitch + O, z_pitch,
+           x.reshape(N, H, W * C), nothing.reshape(0, 0) if prologue is None else np.stack(prologue),
+           x_image, x_pitch + C, x_pitch, transform_weight(weight, m).reshape(-1) if need_dx else nothing,
+           nothing if residual_gradient is None else residual_gradient.reshape(-1), dx.reshape(-1), sums, v, p, du, temp,
+           per_block, plane, partial, dweight.reshape(-1))
+    return (dx if need_dx else None), dweight, sums
