@@ -46,7 +46,7 @@ def use_backend(name):
 
 
 def set_num_threads(count):
-    """Use `count` CPU threads in the Numba kernels, 1 <= count <= the number Numba started with.
+    """Use `count` CPU threads in the Numba kernels, 1 <= count <= the cores of this process.
 
     Raises UserError for a count outside that range.
     """

@@ -1,13 +1,14 @@
 """The CPU back end: Numba kernels for what costs time; BLAS, through NumPy, for the one small matrix product.
 
 Reading order: microkernel (the inner loop), geometry (which elements it multiplies), conv, norm, pool, elementwise; and
-simd (vectors as values), host (how wide they are), arena (memory that is used again).
+simd (vectors as values), host (how wide they are), arena (memory that is used again),
+threads (who computes what).
 """
 import sys
 
-import numba
 from numba.core import event
 
+from minires.backends.cpu import threads
 from minires.backends.cpu.conv import conv2d_forward, conv2d_input_gradient, conv2d_weight_gradient
 from minires.backends.cpu.elementwise import (
     adamw_update,
@@ -95,11 +96,10 @@ __all__ = [
 
 
 def set_num_threads(count):
-    """Use `count` threads in the kernels; UserError unless 1 <= count <= the number Numba started with."""
-    most = numba.config.NUMBA_NUM_THREADS
-    if not isinstance(count, int) or not 1 <= count <= most:
-        raise UserError(f"cannot use {count!r} threads: choose 1 to {most} (the NUMBA_NUM_THREADS of this process)")
-    numba.set_num_threads(count)
+    """Use `count` threads; UserError unless 1 <= count <= the cores of this process (or NUMBA_NUM_THREADS)."""
+    if not isinstance(count, int) or not 1 <= count <= threads.MOST_THREADS:
+        raise UserError(f"cannot use {count!r} threads: choose 1 to {threads.MOST_THREADS}, the cores of this process")
+    threads.pool.threads = count
 
 
 class _Announcement(event.Listener):

@@ -13,7 +13,7 @@ Measured as the forward pass, in gather.py: 158, 196 and 207 GFLOP/s a core.
 from functools import cache
 
 import numpy as np
-from numba import get_thread_id, njit, prange
+from numba import njit
 
 from minires.backends.cpu import winograd
 from minires.backends.cpu.algorithm import winograd_size
@@ -23,6 +23,8 @@ from minires.backends.cpu.geometry import choose_tiling, forward_gather, input_g
 from minires.backends.cpu.host import lanes_of
 from minires.backends.cpu.images import copy_image, scratch
 from minires.backends.cpu.microkernel import tile
+from minires.backends.cpu.moments import sum_partials
+from minires.backends.cpu.threads import launch
 
 PARTIAL_BYTES = 1 << 24  # all partial weight gradients of one convolution together stay below this
 
@@ -71,36 +73,24 @@ def weight_gradient_image(ROWS, VECTORS, LANES, image, dy, dy_start, dy_pitch, p
                      flat, r * run_stride + k * O + o, O, 0, OW, OH, 1)
 
 
-@njit(cache=True)
-def sum_partials(partial, run, row, dweight):
-    """dweight[row] = the sum over the groups, in order. partial: (G, runs, padded run, O)."""
-    for o in range(partial.shape[3]):
-        dweight[row, o] = partial[0, row // run, row % run, o]
-    for g in range(1, partial.shape[0]):
-        for o in range(partial.shape[3]):
-            dweight[row, o] += partial[g, row // run, row % run, o]
-
-
 @cache
 def weight_gradient_kernel(rows, vectors, lanes):
     """The kernel over a batch for one tiling."""
     block = vectors * lanes
 
-    @njit(parallel=True, cache=True)
-    def weight_gradient(dy, x, partial, dweight, image, runs, run, start, pitch, step_row, step_column, slices):
+    @njit(nogil=True, cache=True)
+    def weight_gradient(first, last, thread, dy, x, partial, image, runs, run, start, pitch, step_row, step_column, slices):
         N, OH, OW, O = dy.shape
         G = partial.shape[0]
         per_slice = -(-(O // block) // slices) * block
-        for task in prange(G * slices):
-            g, part, thread = np.int64(task // slices), np.int64(task % slices), get_thread_id()
+        for task in range(first, last):
+            g, part = task // slices, task % slices
             o_start, o_end = part * per_slice, min((part + 1) * per_slice, O)
             partial[g, :, :, o_start:o_end] = 0
             for n in range(g * N // G, (g + 1) * N // G):
                 copy_image(x, n, image[thread], start, pitch)
                 weight_gradient_image(rows, vectors, lanes, image[thread], dy.reshape(-1), n * OH * OW * O, OW * O,
                                       partial[g], O, o_start, o_end, OH, OW, runs, run, step_row, step_column)
-        for row in prange(runs.shape[0] * run):
-            sum_partials(partial, run, row, dweight)
 
     return weight_gradient
 
@@ -126,8 +116,9 @@ def conv2d_weight_gradient(dy, x, kernel_size, stride, padding, dilation):
     slices = min(wide // (tiling.vectors * lanes), -(-GROUPS // groups))
     partial = empty((groups, len(runs), round_up(run, tiling.rows), wide), x.dtype)
     kernel = weight_gradient_kernel(tiling.rows, tiling.vectors, lanes)
-    kernel(dy, x.reshape(N, H, W * C), partial, dweight, image, runs, run, padding[0] * pitch + padding[1] * C,
-           pitch, stride[0] * pitch, stride[1] * C, slices)
+    launch(kernel, groups * slices, dy.size * len(dweight), dy, x.reshape(N, H, W * C), partial, image, runs, run,
+           padding[0] * pitch + padding[1] * C, pitch, stride[0] * pitch, stride[1] * C, slices)
+    launch(sum_partials, len(dweight), partial.size, partial, run, dweight)
     return narrow(dweight, O).reshape(KH, KW, C, O)
 
 

@@ -3,9 +3,10 @@
 Bytes moved: each operand once. These are bound by memory, so each loop does all its formula asks for in one pass.
 """
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
 from minires.backends.cpu.arena import empty
+from minires.backends.cpu.threads import launch
 
 CHUNK = 1 << 15  # elements a thread takes at a time
 
@@ -15,10 +16,9 @@ def flat(array):
     return np.ascontiguousarray(array).reshape(-1)
 
 
-@njit(cache=True)
-def chunks(size):
-    """How many chunks cover `size` elements."""
-    return -(-size // CHUNK)
+def share(kernel, size, *arguments):
+    """Launch a kernel over the chunks that cover `size` elements."""
+    launch(kernel, -(-size // CHUNK), size, *arguments)
 
 
 @njit(cache=True)
@@ -28,33 +28,33 @@ def part(array, chunk):
     return array[start:start + CHUNK]
 
 
-@njit(parallel=True, cache=True)
-def _relu(x, y):
-    for chunk in prange(chunks(x.size)):
+@njit(nogil=True, cache=True)
+def _relu(first, last, thread, x, y):
+    for chunk in range(first, last):
         x_, y_ = part(x, chunk), part(y, chunk)
         for i in range(x_.size):
             y_[i] = 0 if x_[i] <= 0 else x_[i]
 
 
-@njit(parallel=True, cache=True)
-def _relu_gradient(dy, y, dx):
-    for chunk in prange(chunks(y.size)):
+@njit(nogil=True, cache=True)
+def _relu_gradient(first, last, thread, dy, y, dx):
+    for chunk in range(first, last):
         dy_, y_, dx_ = part(dy, chunk), part(y, chunk), part(dx, chunk)
         for i in range(dx_.size):
             dx_[i] = dy_[i] if y_[i] > 0 else 0
 
 
-@njit(parallel=True, cache=True)
-def _add(a, b, y):
-    for chunk in prange(chunks(y.size)):
+@njit(nogil=True, cache=True)
+def _add(first, last, thread, a, b, y):
+    for chunk in range(first, last):
         a_, b_, y_ = part(a, chunk), part(b, chunk), part(y, chunk)
         for i in range(y_.size):
             y_[i] = a_[i] + b_[i]
 
 
-@njit(parallel=True, cache=True)
-def _keep(x, keep, scale, y):
-    for chunk in prange(chunks(y.size)):
+@njit(nogil=True, cache=True)
+def _keep(first, last, thread, x, keep, scale, y):
+    for chunk in range(first, last):
         x_, keep_, y_ = part(x, chunk), part(keep, chunk), part(y, chunk)
         for i in range(y_.size):
             y_[i] = x_[i] * scale if keep_[i] else 0
@@ -63,28 +63,28 @@ def _keep(x, keep, scale, y):
 def relu_forward(x):
     """y = max(x, 0); a NaN stays one."""
     y = empty(x.shape, x.dtype)
-    _relu(flat(x), flat(y))
+    share(_relu, x.size, flat(x), flat(y))
     return y
 
 
 def relu_backward(dy, y):
     """dx = dy where y > 0, else 0."""
     dx = empty(dy.shape, dy.dtype)
-    _relu_gradient(flat(dy), flat(y), flat(dx))
+    share(_relu_gradient, dy.size, flat(dy), flat(y), flat(dx))
     return dx
 
 
 def add(a, b):
     """The sum of two arrays of one shape."""
     y = empty(a.shape, a.dtype)
-    _add(flat(a), flat(b), flat(y))
+    share(_add, a.size, flat(a), flat(b), flat(y))
     return y
 
 
 def dropout_forward(x, keep, p):
     """y = x / (1 - p) where `keep`, else 0."""
     y = empty(x.shape, x.dtype)
-    _keep(flat(x), flat(keep), x.dtype.type(1 / (1 - p)), flat(y))
+    share(_keep, x.size, flat(x), flat(keep), x.dtype.type(1 / (1 - p)), flat(y))
     return y
 
 
@@ -93,9 +93,9 @@ def dropout_backward(dy, keep, p):
     return dropout_forward(dy, keep, p)
 
 
-@njit(parallel=True, cache=True)
-def _sgd(parameter, grad, velocity, lr, momentum, weight_decay, nesterov):
-    for chunk in prange(chunks(grad.size)):
+@njit(nogil=True, cache=True)
+def _sgd(first, last, thread, parameter, grad, velocity, lr, momentum, weight_decay, nesterov):
+    for chunk in range(first, last):
         p, grad_, v = part(parameter, chunk), part(grad, chunk), part(velocity, chunk)
         for i in range(p.size):
             g = grad_[i] + weight_decay * p[i]
@@ -103,10 +103,10 @@ def _sgd(parameter, grad, velocity, lr, momentum, weight_decay, nesterov):
             p[i] -= lr * (g + momentum * v[i]) if nesterov else lr * v[i]
 
 
-@njit(parallel=True, cache=True)
-def _adamw(parameter, grad, first, second, lr, keep, beta1, take1, beta2, take2, unbias1, unbias2, eps):
-    for chunk in prange(chunks(grad.size)):
-        p, g, m, v = part(parameter, chunk), part(grad, chunk), part(first, chunk), part(second, chunk)
+@njit(nogil=True, cache=True)
+def _adamw(first, last, thread, parameter, grad, mean, square, lr, keep, beta1, take1, beta2, take2, unbias1, unbias2, eps):
+    for chunk in range(first, last):
+        p, g, m, v = part(parameter, chunk), part(grad, chunk), part(mean, chunk), part(square, chunk)
         for i in range(p.size):
             m[i] = beta1 * m[i] + take1 * g[i]
             v[i] = beta2 * v[i] + take2 * g[i] * g[i]
@@ -116,7 +116,8 @@ def _adamw(parameter, grad, first, second, lr, keep, beta1, take1, beta2, take2,
 def sgd_update(parameter, grad, velocity, lr, momentum, weight_decay, nesterov):
     """PyTorch's SGD with momentum, in place: see the reference."""
     lr, momentum, weight_decay = (parameter.dtype.type(value) for value in (lr, momentum, weight_decay))
-    _sgd(parameter.reshape(-1), grad.reshape(-1), velocity.reshape(-1), lr, momentum, weight_decay, nesterov)
+    share(_sgd, parameter.size, parameter.reshape(-1), grad.reshape(-1), velocity.reshape(-1), lr, momentum, weight_decay,
+          nesterov)
 
 
 def adamw_update(parameter, grad, first, second, step, lr, betas, eps, weight_decay):
@@ -124,4 +125,4 @@ def adamw_update(parameter, grad, first, second, step, lr, betas, eps, weight_de
     (beta1, beta2), unbias = betas, [1 / (1 - beta**step) for beta in betas]
     numbers = [parameter.dtype.type(value)
                for value in (lr, 1 - lr * weight_decay, beta1, 1 - beta1, beta2, 1 - beta2, *unbias, eps)]
-    _adamw(parameter.reshape(-1), grad.reshape(-1), first.reshape(-1), second.reshape(-1), *numbers)
+    share(_adamw, parameter.size, parameter.reshape(-1), grad.reshape(-1), first.reshape(-1), second.reshape(-1), *numbers)

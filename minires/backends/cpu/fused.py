@@ -14,19 +14,20 @@ Channel counts that no vector divides are computed by the composition of the pla
 from functools import cache
 
 import numpy as np
-from numba import get_thread_id, njit, prange
+from numba import njit
 
 from minires.backends import composed
 from minires.backends.cpu import conv, elementwise, norm, winograd
 from minires.backends.cpu.algorithm import winograd_size
 from minires.backends.cpu.arena import aligned, empty
-from minires.backends.cpu.conv import flipped, pack_transposed, sum_partials, weight_gradient_image
+from minires.backends.cpu.conv import flipped, pack_transposed, weight_gradient_image
 from minires.backends.cpu.gather import GROUPS, gather_image, run_gather
 from minires.backends.cpu.geometry import choose_tiling, forward_gather, input_gradient_gather, round_up, weight_runs
 from minires.backends.cpu.host import lanes_of
 from minires.backends.cpu.images import copy_image, finish_gradient, load_gradient, load_normalised, scratch
-from minires.backends.cpu.moments import merge_moments
+from minires.backends.cpu.moments import merge_moments, sum_partials
 from minires.backends.cpu.simd import load, rectify, store, where_positive
+from minires.backends.cpu.threads import launch
 
 PLAIN = (1, 1)  # dilation
 
@@ -76,10 +77,10 @@ def conv2d_bias_relu(x, weight, bias, residual, relu, stride, padding):
 
 @cache
 def _normalise_add_relu_kernel(lanes):
-    @njit(parallel=True, cache=True)
-    def normalise_add_relu(z, mean, scale, bias, residual, y):
+    @njit(nogil=True, cache=True)
+    def normalise_add_relu(first, last, thread, z, mean, scale, bias, residual, y):
         M, C = z.shape
-        for part in prange(norm.PARTS):
+        for part in range(first, last):
             start, end = part * M // norm.PARTS, (part + 1) * M // norm.PARTS
             for c in range(0, C, lanes):
                 m, s, b = load(lanes, mean, c), load(lanes, scale, c), load(lanes, bias, c)
@@ -98,16 +99,17 @@ def normalise_add_relu(z, prologue, residual):
         return composed.normalise_add_relu(_PlainKernels, z, prologue, residual)
     y = empty(z.shape, z.dtype)
     residual = np.empty((0, 0), z.dtype) if residual is None else norm.rows(residual)
-    _normalise_add_relu_kernel(lanes_of(z.dtype))(norm.rows(z), *prologue, residual, norm.rows(y))
+    launch(_normalise_add_relu_kernel(lanes_of(z.dtype)), norm.PARTS, z.size, norm.rows(z), *prologue, residual,
+           norm.rows(y))
     return y
 
 
 @cache
 def _add_relu_gradient_kernel(lanes):
-    @njit(parallel=True, cache=True)
-    def add_relu_gradient(dy, y, z, mean, g, sums):
+    @njit(nogil=True, cache=True)
+    def add_relu_gradient(first, last, thread, dy, y, z, mean, g, sums):
         M, C = z.shape
-        for part in prange(norm.PARTS):
+        for part in range(first, last):
             start, end = part * M // norm.PARTS, (part + 1) * M // norm.PARTS
             for c in range(0, C, lanes):
                 m = load(lanes, mean, c)
@@ -129,7 +131,8 @@ def add_relu_gradient(dy, y, z, mean):
     if not divides(z, C):
         return composed.add_relu_gradient(_PlainKernels, dy, y, z, mean)
     g, sums = empty(dy.shape, dy.dtype), np.empty((norm.PARTS, 2, C), dy.dtype)
-    _add_relu_gradient_kernel(lanes_of(z.dtype))(norm.rows(dy), norm.rows(y), norm.rows(z), mean, norm.rows(g), sums)
+    launch(_add_relu_gradient_kernel(lanes_of(z.dtype)), norm.PARTS, z.size, norm.rows(dy), norm.rows(y), norm.rows(z),
+           mean, norm.rows(g), sums)
     return g, *sums.sum(0, dtype=np.float64)
 
 
@@ -154,19 +157,16 @@ def _unit_gradient_image(ROWS, ACROSS, VECTORS, WEIGHT_ROWS, WEIGHT_VECTORS, LAN
 
 @cache
 def _unit_gradient_kernel(rows, across, vectors, weight_rows, weight_vectors, lanes):
-    @njit(parallel=True, cache=True)
-    def unit_gradient(g, z, normalisation, z_image, z_start, z_pitch, x, prologue, x_image, x_start, x_pitch,
-                      weight, phases, segments, residual, dx, sums, runs, run, step_row, step_column, partial, dweight):
+    @njit(nogil=True, cache=True)
+    def unit_gradient(first, last, t, g, z, normalisation, z_image, z_start, z_pitch, x, prologue, x_image, x_start, x_pitch,
+                      weight, phases, segments, residual, dx, sums, runs, run, step_row, step_column, partial):
         N, G = g.shape[0], partial.shape[0]
-        for group in prange(G):
-            k, t = np.int64(group), get_thread_id()
+        for k in range(first, last):
             partial[k] = 0
             for n in range(k * N // G, (k + 1) * N // G):
                 _unit_gradient_image(rows, across, vectors, weight_rows, weight_vectors, lanes, n, g, z, normalisation,
                                      z_image[t], z_start, z_pitch, x, prologue, x_image[t], x_start, x_pitch, weight,
                                      phases, segments, residual, dx, sums, runs, run, step_row, step_column, partial[k])
-        for row in prange(runs.shape[0] * run):
-            sum_partials(partial, run, row, dweight)
 
     return unit_gradient
 
@@ -198,13 +198,15 @@ def conv2d_unit_gradient(g, z, normalisation, x, prologue, weight, stride, paddi
     sums = np.empty((N, 2, C), x.dtype)
     packed = aligned(pack_transposed(weight, plan.taps, C)).reshape(-1, C) if need_dx else np.empty((0, C), x.dtype)
     kernel = _unit_gradient_kernel(*plan.tiling, tiling.rows, tiling.vectors, lanes)
-    kernel(g.reshape(N, g.shape[1], -1), z.reshape(N, g.shape[1], -1), np.stack(normalisation),
+    launch(kernel, groups, 2 * g.size * len(dweight), g.reshape(N, g.shape[1], -1), z.reshape(N, g.shape[1], -1),
+           np.stack(normalisation),
            z_image, plan.low[0] * z_pitch + plan.low[1] * O, z_pitch,
            x.reshape(N, H, -1), nothing.reshape(0, 0) if prologue is None else np.stack(prologue),
            x_image, padding[0] * x_pitch + padding[1] * C, x_pitch,
            packed, plan.phases, plan.segments,
            nothing if residual_gradient is None else residual_gradient.reshape(-1), dx.reshape(-1), sums,
-           runs, run, stride[0] * x_pitch, stride[1] * C, partial, dweight)
+           runs, run, stride[0] * x_pitch, stride[1] * C, partial)
+    launch(sum_partials, len(dweight), partial.size, partial, run, dweight)
     return (dx if need_dx else None), dweight.reshape(KH, KW, C, O), *_totals(sums, need_dx and prologue is not None)
 
 

@@ -17,7 +17,7 @@ Measured on one core of a Zen 5 at AVX-512, 3x3: 16 channels at 32 x 32 pixels 1
 from functools import cache
 
 import numpy as np
-from numba import get_thread_id, njit, prange
+from numba import njit
 
 from minires.backends.cpu.arena import aligned, empty
 from minires.backends.cpu.host import lanes_of
@@ -25,6 +25,7 @@ from minires.backends.cpu.images import copy_image, load_normalised, scratch
 from minires.backends.cpu.microkernel import tile
 from minires.backends.cpu.moments import moments
 from minires.backends.cpu.simd import load, rectify, store
+from minires.backends.cpu.threads import launch
 
 GROUPS = 16  # parts of the work: a fixed number, whatever the threads, so that every sum has a fixed order
 UNROLL = 2
@@ -87,15 +88,15 @@ def gather_kernel(rows, across, vectors, lanes):
     """The kernel over a batch for one tiling."""
     block = vectors * lanes
 
-    @njit(parallel=True, cache=True)
-    def gather(x, mean, scale, shift, weight, y, means, squares, bias, residual, relu, image, phases, segments,
-               start, pitch, step_row, step_column, slices):
+    @njit(nogil=True, cache=True)
+    def gather(first, last, thread, x, mean, scale, shift, weight, y, means, squares, bias, residual, relu, image,
+               phases, segments, start, pitch, step_row, step_column, slices):
         out_channels = y.shape[2]
         per_slice = -(-(out_channels // block) // slices) * block
-        for task in prange(y.shape[0] * slices):
-            n, part = np.int64(task // slices), np.int64(task % slices)
+        for task in range(first, last):
+            n, part = task // slices, task % slices
             gather_task(rows, across, vectors, lanes, n, part * per_slice, min((part + 1) * per_slice, out_channels),
-                        x, mean, scale, shift, weight, y, means, squares, bias, residual, relu, image[get_thread_id()],
+                        x, mean, scale, shift, weight, y, means, squares, bias, residual, relu, image[thread],
                         phases, segments, start, pitch, step_row, step_column)
 
     return gather
@@ -119,7 +120,8 @@ def run_gather(plan, x, weight, out_channels, prologue=None, moments_out=None, e
     weight = aligned(weight)
     bias, residual, relu = epilogue or (nothing, None, False)
     kernel = gather_kernel(*plan.tiling, lanes)
-    kernel(x.reshape(N, H, W * C), *(prologue or (nothing,) * 3), weight, y, *(moments_out or (nothing.reshape(0, 0),) * 2),
-           bias, nothing if residual is None else residual.reshape(-1), relu, image, plan.phases, plan.segments,
+    launch(kernel, N * slices, y.size * weight.size // out_channels, x.reshape(N, H, W * C),
+           *(prologue or (nothing,) * 3), weight, y, *(moments_out or (nothing.reshape(0, 0),) * 2), bias,
+           nothing if residual is None else residual.reshape(-1), relu, image, plan.phases, plan.segments,
            plan.low[0] * pitch + plan.low[1] * C, pitch, plan.step[0] * pitch, plan.step[1] * C, slices)
     return y.reshape(N, *plan.out_size, out_channels)

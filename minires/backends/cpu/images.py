@@ -8,10 +8,11 @@ The functions are inlined into the kernels that call them; LANES, the vector wid
 """
 from functools import lru_cache
 
-from numba import config, njit
+from numba import njit
 
 from minires.backends.cpu.arena import empty
 from minires.backends.cpu.simd import load, rectify, store, where_positive
+from minires.backends.cpu.threads import MOST_THREADS
 
 SLACK = 64  # elements behind the padded image that a last tile of taps may read and ignore
 
@@ -19,7 +20,7 @@ SLACK = 64  # elements behind the padded image that a last tile of taps may read
 @lru_cache(maxsize=128)
 def scratch(layout, size, dtype):
     """Zeroed scratch memory, a row for each thread, one for each `layout` so that its borders stay zero."""
-    memory = empty((config.NUMBA_NUM_THREADS, -(-(size + SLACK) // SLACK) * SLACK), dtype)
+    memory = empty((MOST_THREADS, -(-(size + SLACK) // SLACK) * SLACK), dtype)
     memory[...] = 0
     return memory
 

@@ -1,4 +1,4 @@
-"""Mean and variance of each channel, part by part, so that the order of the sums is fixed.
+"""Sums in parts, so that their order is fixed: the mean and variance of each channel, and partial gradients.
 
 Sums are taken about the part's first row, so that a large mean costs no digits, and kept in registers.
 """
@@ -51,3 +51,14 @@ def merge_moments(means, squares, counts):
     mean = (counts * means).sum(0) / count
     var = (squares.sum(0, dtype=np.float64) + (counts * (means - mean) ** 2).sum(0)) / count
     return mean.astype(dtype), np.maximum(var, 0).astype(dtype)
+
+
+@njit(nogil=True, cache=True)
+def sum_partials(first, last, thread, partial, run, dweight):
+    """dweight[row] = the sum over the groups, in order, for some rows. partial: (G, runs, padded run, O)."""
+    for row in range(first, last):
+        for o in range(partial.shape[3]):
+            dweight[row, o] = partial[0, row // run, row % run, o]
+        for g in range(1, partial.shape[0]):
+            for o in range(partial.shape[3]):
+                dweight[row, o] += partial[g, row // run, row % run, o]

@@ -8,21 +8,22 @@ Bytes moved: forward x twice and y once; backward dy and x twice and dx once.
 from functools import cache
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
 from minires.backends.cpu.arena import empty
 from minires.backends.cpu.moments import channel_lanes, merge_moments, moments
 from minires.backends.cpu.simd import load, store
+from minires.backends.cpu.threads import launch
 
 PARTS = 64
 
 
 @cache
 def _batch_moments_kernel(lanes):
-    @njit(parallel=True, cache=True)
-    def batch_moments(x, means, squares):
+    @njit(nogil=True, cache=True)
+    def batch_moments(first, last, thread, x, means, squares):
         M = x.shape[0]
-        for part in prange(PARTS):
+        for part in range(first, last):
             start, end = part * M // PARTS, (part + 1) * M // PARTS
             if start < end:
                 moments(lanes, x, start, end, means, squares, part)
@@ -32,10 +33,10 @@ def _batch_moments_kernel(lanes):
 
 @cache
 def _apply_kernel(lanes):
-    @njit(parallel=True, cache=True)
-    def apply(x, mean, scale, bias, y):
+    @njit(nogil=True, cache=True)
+    def apply(first, last, thread, x, mean, scale, bias, y):
         M, C = x.shape
-        for part in prange(PARTS):
+        for part in range(first, last):
             for row in range(part * M // PARTS, (part + 1) * M // PARTS):
                 for c0 in range(0, C, lanes):
                     c = min(c0, C - lanes)
@@ -47,10 +48,10 @@ def _apply_kernel(lanes):
 
 @cache
 def _gradient_sums_kernel(lanes):
-    @njit(parallel=True, cache=True)
-    def gradient_sums(dy, x, mean, sums):
+    @njit(nogil=True, cache=True)
+    def gradient_sums(first, last, thread, dy, x, mean, sums):
         M, C = x.shape
-        for part in prange(PARTS):
+        for part in range(first, last):
             for c0 in range(0, C, lanes):
                 c = min(c0, C - lanes)
                 centre = load(lanes, mean, c)
@@ -68,10 +69,10 @@ def _gradient_sums_kernel(lanes):
 
 @cache
 def _gradient_kernel(lanes):
-    @njit(parallel=True, cache=True)
-    def gradient(dy, x, mean, from_dy, from_x, constant, dx):
+    @njit(nogil=True, cache=True)
+    def gradient(first, last, thread, dy, x, mean, from_dy, from_x, constant, dx):
         M, C = x.shape
-        for part in prange(PARTS):
+        for part in range(first, last):
             for row in range(part * M // PARTS, (part + 1) * M // PARTS):
                 for c0 in range(0, C, lanes):
                     c = min(c0, C - lanes)
@@ -92,7 +93,7 @@ def batchnorm_forward(x, weight, bias, eps):
     flat = rows(x)
     M, C = flat.shape
     means, squares = np.zeros((2, PARTS, C), x.dtype)
-    _batch_moments_kernel(channel_lanes(C, x.dtype))(flat, means, squares)
+    launch(_batch_moments_kernel(channel_lanes(C, x.dtype)), PARTS, x.size, flat, means, squares)
     counts = np.diff(np.arange(PARTS + 1) * M // PARTS)[:, None]
     mean, var = merge_moments(means, squares, counts)
     return batchnorm_apply(x, mean, var, weight, bias, eps), mean, var
@@ -102,7 +103,7 @@ def batchnorm_apply(x, mean, var, weight, bias, eps):
     """y = weight * (x - mean) / sqrt(var + eps) + bias, in one pass."""
     y = empty(x.shape, x.dtype)
     scale = (weight / np.sqrt(var + eps)).astype(x.dtype)
-    _apply_kernel(channel_lanes(x.shape[-1], x.dtype))(rows(x), mean, scale, bias, rows(y))
+    launch(_apply_kernel(channel_lanes(x.shape[-1], x.dtype)), PARTS, x.size, rows(x), mean, scale, bias, rows(y))
     return y
 
 
@@ -126,18 +127,19 @@ def batchnorm_backward(dy, x, mean, var, weight, eps, batch_statistics):
     M, C = flat_x.shape
     lanes = channel_lanes(C, x.dtype)
     sums = np.empty((PARTS, 2, C), x.dtype)
-    _gradient_sums_kernel(lanes)(flat_dy, flat_x, mean, sums)
+    launch(_gradient_sums_kernel(lanes), PARTS, x.size, flat_dy, flat_x, mean, sums)
     dbias, product = sums.sum(0, dtype=np.float64)
     *coefficients, dweight = batchnorm_coefficients(product, dbias, var, weight, eps, M if batch_statistics else None)
     dx = empty(x.shape, x.dtype)
-    _gradient_kernel(lanes)(flat_dy, flat_x, mean, *(c.astype(x.dtype) for c in coefficients), rows(dx))
+    coefficients = [coefficient.astype(x.dtype) for coefficient in coefficients]
+    launch(_gradient_kernel(lanes), PARTS, x.size, flat_dy, flat_x, mean, *coefficients, rows(dx))
     return dx, dweight.astype(x.dtype), dbias.astype(x.dtype)
 
 
-@njit(parallel=True, cache=True)
-def _channel_sums(dy, sums):
+@njit(nogil=True, cache=True)
+def _channel_sums(first, last, thread, dy, sums):
     M, C = dy.shape
-    for part in prange(PARTS):
+    for part in range(first, last):
         sums[part] = 0
         for row in range(part * M // PARTS, (part + 1) * M // PARTS):
             for c in range(C):
@@ -147,14 +149,14 @@ def _channel_sums(dy, sums):
 def channel_sum(dy):
     """The gradient of a bias: dy: (..., C) -> (C,)."""
     sums = np.empty((PARTS, dy.shape[-1]), dy.dtype)
-    _channel_sums(rows(dy), sums)
+    launch(_channel_sums, PARTS, dy.size, rows(dy), sums)
     return sums.sum(0, dtype=np.float64).astype(dy.dtype)
 
 
-@njit(parallel=True, cache=True)
-def _layernorm(x, weight, bias, eps, y, mean, var):
+@njit(nogil=True, cache=True)
+def _layernorm(first, last, thread, x, weight, bias, eps, y, mean, var):
     M, C = x.shape
-    for row in prange(M):
+    for row in range(first, last):
         total = x[row, 0] - x[row, 0]
         for c in range(C):
             total += x[row, c]
@@ -168,10 +170,10 @@ def _layernorm(x, weight, bias, eps, y, mean, var):
             y[row, c] = weight[c] * ((x[row, c] - mean[row]) * inv_std) + bias[c]
 
 
-@njit(parallel=True, cache=True)
-def _layernorm_gradient(dy, x, mean, var, weight, eps, dx, dweight, dbias):
+@njit(nogil=True, cache=True)
+def _layernorm_gradient(first, last, thread, dy, x, mean, var, weight, eps, dx, dweight, dbias):
     M, C = x.shape
-    for part in prange(PARTS):
+    for part in range(first, last):
         dweight[part] = 0
         dbias[part] = 0
         for row in range(part * M // PARTS, (part + 1) * M // PARTS):
@@ -193,7 +195,8 @@ def layernorm_forward(x, weight, bias, eps):
     """x: (..., C) -> y: (..., C), mean and var over the channels: (..., 1)."""
     y = empty(x.shape, x.dtype)
     mean, var = (np.empty((*x.shape[:-1], 1), x.dtype) for _ in range(2))
-    _layernorm(rows(x), weight, bias, x.dtype.type(eps), rows(y), mean.reshape(-1), var.reshape(-1))
+    launch(_layernorm, x.size // x.shape[-1], x.size, rows(x), weight, bias, x.dtype.type(eps), rows(y),
+           mean.reshape(-1), var.reshape(-1))
     return y, mean, var
 
 
@@ -201,6 +204,6 @@ def layernorm_backward(dy, x, mean, var, weight, eps):
     """-> dx: (..., C), dweight: (C,), dbias: (C,)."""
     dx = empty(x.shape, x.dtype)
     dweight, dbias = np.empty((2, PARTS, x.shape[-1]), x.dtype)
-    _layernorm_gradient(rows(dy), rows(x), mean.reshape(-1), var.reshape(-1), weight, x.dtype.type(eps), rows(dx),
-                        dweight, dbias)
+    launch(_layernorm_gradient, PARTS, x.size, rows(dy), rows(x), mean.reshape(-1), var.reshape(-1), weight,
+           x.dtype.type(eps), rows(dx), dweight, dbias)
     return dx, dweight.sum(0), dbias.sum(0)

@@ -4,16 +4,17 @@ Bytes moved: x once, y once (and argmax, 4 bytes an output). The backward passes
 zeroed and added to while it is in the cache.
 """
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
 from minires.backends.cpu.arena import empty
+from minires.backends.cpu.threads import launch
 from minires.backends.reference import output_size
 
 
-@njit(parallel=True, cache=True)
-def _maxpool(x, y, argmax, kernel, stride, padding, dilation):
+@njit(nogil=True, cache=True)
+def _maxpool(first, last, thread, x, y, argmax, kernel, stride, padding, dilation):
     N, H, W, C = x.shape
-    for n in prange(N):
+    for n in range(first, last):
         for oh in range(y.shape[1]):
             for ow in range(y.shape[2]):
                 y[n, oh, ow] = -np.inf
@@ -34,10 +35,10 @@ def _maxpool(x, y, argmax, kernel, stride, padding, dilation):
                                 argmax[n, oh, ow, c] = i * kernel[1] + j
 
 
-@njit(parallel=True, cache=True)
-def _maxpool_gradient(dy, argmax, dx, kernel, stride, padding, dilation):
+@njit(nogil=True, cache=True)
+def _maxpool_gradient(first, last, thread, dy, argmax, dx, kernel, stride, padding, dilation):
     N, OH, OW, C = dy.shape
-    for n in prange(N):
+    for n in range(first, last):
         dx[n] = 0
         for oh in range(OH):
             for ow in range(OW):
@@ -47,10 +48,10 @@ def _maxpool_gradient(dy, argmax, dx, kernel, stride, padding, dilation):
                        ow * stride[1] - padding[1] + j * dilation[1], c] += dy[n, oh, ow, c]
 
 
-@njit(parallel=True, cache=True)
-def _avgpool(x, y, kernel, stride, padding):
+@njit(nogil=True, cache=True)
+def _avgpool(first, last, thread, x, y, kernel, stride, padding):
     N, H, W, C = x.shape
-    for n in prange(N):
+    for n in range(first, last):
         for oh in range(y.shape[1]):
             for ow in range(y.shape[2]):
                 y[n, oh, ow] = 0
@@ -62,10 +63,10 @@ def _avgpool(x, y, kernel, stride, padding):
                     y[n, oh, ow, c] /= kernel[0] * kernel[1]
 
 
-@njit(parallel=True, cache=True)
-def _avgpool_gradient(dy, dx, kernel, stride, padding):
+@njit(nogil=True, cache=True)
+def _avgpool_gradient(first, last, thread, dy, dx, kernel, stride, padding):
     N, H, W, C = dx.shape
-    for n in prange(N):
+    for n in range(first, last):
         dx[n] = 0
         for oh in range(dy.shape[1]):
             for ow in range(dy.shape[2]):
@@ -87,35 +88,35 @@ def maxpool2d_forward(x, kernel_size, stride, padding, dilation):
     """
     shape = _out_shape(x, kernel_size, stride, padding, dilation)
     y, argmax = empty(shape, x.dtype), empty(shape, np.int32)
-    _maxpool(np.ascontiguousarray(x), y, argmax, kernel_size, stride, padding, dilation)
+    launch(_maxpool, len(x), x.size, np.ascontiguousarray(x), y, argmax, kernel_size, stride, padding, dilation)
     return y, argmax
 
 
 def maxpool2d_backward(dy, argmax, x_shape, kernel_size, stride, padding, dilation):
     """dx: (N, H, W, C): each dy goes to the one pixel that won."""
     dx = empty(x_shape, dy.dtype)
-    _maxpool_gradient(np.ascontiguousarray(dy), argmax, dx, kernel_size, stride, padding, dilation)
+    launch(_maxpool_gradient, len(dy), dy.size, np.ascontiguousarray(dy), argmax, dx, kernel_size, stride, padding, dilation)
     return dx
 
 
 def avgpool2d_forward(x, kernel_size, stride, padding):
     """y: (N, OH, OW, C), the mean over each window; padding counts as zeros."""
     y = empty(_out_shape(x, kernel_size, stride, padding, (1, 1)), x.dtype)
-    _avgpool(np.ascontiguousarray(x), y, kernel_size, stride, padding)
+    launch(_avgpool, len(x), x.size, np.ascontiguousarray(x), y, kernel_size, stride, padding)
     return y
 
 
 def avgpool2d_backward(dy, x_shape, kernel_size, stride, padding):
     """dx: (N, H, W, C): each dy is spread evenly over its window."""
     dx = empty(x_shape, dy.dtype)
-    _avgpool_gradient(np.ascontiguousarray(dy), dx, kernel_size, stride, padding)
+    launch(_avgpool_gradient, len(dy), dy.size, np.ascontiguousarray(dy), dx, kernel_size, stride, padding)
     return dx
 
 
-@njit(parallel=True, cache=True)
-def _global_mean(x, y):
+@njit(nogil=True, cache=True)
+def _global_mean(first, last, thread, x, y):
     N, P, C = x.shape
-    for n in prange(N):
+    for n in range(first, last):
         y[n] = 0
         for p in range(P):
             for c in range(C):
@@ -124,10 +125,10 @@ def _global_mean(x, y):
             y[n, c] /= P
 
 
-@njit(parallel=True, cache=True)
-def _spread(dy, dx):
+@njit(nogil=True, cache=True)
+def _spread(first, last, thread, dy, dx):
     N, P, C = dx.shape
-    for n in prange(N):
+    for n in range(first, last):
         for p in range(P):
             for c in range(C):
                 dx[n, p, c] = dy[n, c] / P
@@ -137,7 +138,7 @@ def global_avgpool_forward(x):
     """x: (N, H, W, C) -> y: (N, C)."""
     N, H, W, C = x.shape
     y = np.empty((N, C), x.dtype)
-    _global_mean(np.ascontiguousarray(x).reshape(N, H * W, C), y)
+    launch(_global_mean, len(x), x.size, np.ascontiguousarray(x).reshape(N, H * W, C), y)
     return y
 
 
@@ -145,14 +146,14 @@ def global_avgpool_backward(dy, x_shape):
     """dx: (N, H, W, C): dy / (H * W) at every pixel."""
     N, H, W, C = x_shape
     dx = empty(x_shape, dy.dtype)
-    _spread(np.ascontiguousarray(dy), dx.reshape(N, H * W, C))
+    launch(_spread, len(dy), dy.size, np.ascontiguousarray(dy), dx.reshape(N, H * W, C))
     return dx
 
 
-@njit(parallel=True, cache=True)
-def _pad_shortcut(x, y, before, stride):
+@njit(nogil=True, cache=True)
+def _pad_shortcut(first, last, thread, x, y, before, stride):
     N, OH, OW, O = y.shape
-    for n in prange(N):
+    for n in range(first, last):
         for oh in range(OH):
             for ow in range(OW):
                 for o in range(O):
@@ -161,10 +162,10 @@ def _pad_shortcut(x, y, before, stride):
                     y[n, oh, ow, before + c] = x[n, oh * stride[0], ow * stride[1], c]
 
 
-@njit(parallel=True, cache=True)
-def _pad_shortcut_gradient(dy, dx, before, stride):
+@njit(nogil=True, cache=True)
+def _pad_shortcut_gradient(first, last, thread, dy, dx, before, stride):
     N, H, W, C = dx.shape
-    for n in prange(N):
+    for n in range(first, last):
         dx[n] = 0
         for oh in range(dy.shape[1]):
             for ow in range(dy.shape[2]):
@@ -176,12 +177,12 @@ def pad_shortcut_forward(x, out_channels, stride):
     """Every stride-th pixel, zero channels added evenly on both sides: (N, H, W, C) -> (N, OH, OW, O)."""
     N, H, W, C = x.shape
     y = empty((N, -(-H // stride[0]), -(-W // stride[1]), out_channels), x.dtype)
-    _pad_shortcut(np.ascontiguousarray(x), y, (out_channels - C) // 2, stride)
+    launch(_pad_shortcut, len(x), x.size, np.ascontiguousarray(x), y, (out_channels - C) // 2, stride)
     return y
 
 
 def pad_shortcut_backward(dy, x_shape, stride):
     """dx: the pixels that were kept take the gradient of their own channels, the others none."""
     dx = empty(x_shape, dy.dtype)
-    _pad_shortcut_gradient(np.ascontiguousarray(dy), dx, (dy.shape[3] - x_shape[3]) // 2, stride)
+    launch(_pad_shortcut_gradient, len(dy), dy.size, np.ascontiguousarray(dy), dx, (dy.shape[3] - x_shape[3]) // 2, stride)
     return dx

@@ -17,7 +17,7 @@ Bytes moved: x once, y once, as the direct kernel. Multiplications: (m + 2)^2 / 
 from functools import cache
 
 import numpy as np
-from numba import get_thread_id, njit, prange
+from numba import njit
 
 from minires.backends.cpu.arena import empty
 from minires.backends.cpu.gather import GROUPS, UNROLL, finish
@@ -25,8 +25,8 @@ from minires.backends.cpu.geometry import ACCUMULATORS, round_up
 from minires.backends.cpu.host import VECTOR_BYTES, lanes_of
 from minires.backends.cpu.images import copy_image, finish_gradient, load_gradient, load_normalised, scratch
 from minires.backends.cpu.microkernel import tile
-from minires.backends.cpu.moments import moments
-from minires.backends.cpu.simd import load, store
+from minires.backends.cpu.moments import moments, sum_partials
+from minires.backends.cpu.threads import launch
 from minires.backends.cpu.transforms import input_1d, output_1d, output_adjoint_1d, weight_1d, weight_adjoint_1d
 
 BLOCK_BYTES = 300 << 10  # of V, for a block of images: P is as large, and both with the weights fill a 1 MiB cache
@@ -82,16 +82,6 @@ def multiply(M, ROWS, VECTORS, LANES, C, O, v, weight, p, plane, tiles):
 
 
 @njit
-def sum_rows(LANES, partial, at, count, total):
-    """total[at : at + count] = the sum of that range of each row of `partial`, in order."""
-    for i in range(at, at + count, LANES):
-        sum_ = load(LANES, partial, i)
-        for row in range(1, partial.shape[0]):
-            sum_ = sum_ + load(LANES, partial, row * partial.shape[1] + i)
-        store(total, i, sum_)
-
-
-@njit
 def transform_weight_row(M, LANES, weight, points, start, count, plane, temp):
     """G weight G^T of `count` elements from `start` on, of each of the planes."""
     size = M + 2
@@ -106,12 +96,11 @@ def transform_weight_row(M, LANES, weight, points, start, count, plane, temp):
 def weight_kernel(m, lanes):
     """weight (3, 3, C, O) to its points (m + 2, m + 2, C, O)."""
 
-    @njit(parallel=True, cache=True)
-    def transform_weight(weight, points, temp):
+    @njit(nogil=True, cache=True)
+    def transform_weight(first, last, thread, weight, points, temp):
         C, O = weight.shape[2], weight.shape[3]
-        for c in prange(C):
-            transform_weight_row(m, lanes, weight.reshape(-1), points.reshape(-1), np.int64(c) * O, O, C * O,
-                                 temp[get_thread_id()])
+        for c in range(first, last):
+            transform_weight_row(m, lanes, weight.reshape(-1), points.reshape(-1), c * O, O, C * O, temp[thread])
 
     return transform_weight
 
@@ -120,7 +109,8 @@ def transform_weight(weight, m):
     """G weight G^T: (3, 3, C, O) -> (m + 2, m + 2, C, O)."""
     lanes = lanes_of(weight.dtype)
     points = empty((m + 2, m + 2, *weight.shape[2:]), weight.dtype)
-    weight_kernel(m, lanes)(weight, points, scratch("winograd weight", 64 * lanes, weight.dtype))
+    temp = scratch("winograd weight", 64 * lanes, weight.dtype)
+    launch(weight_kernel(m, lanes), weight.shape[2], points.size, weight, points, temp)
     return points
 
 
@@ -150,12 +140,12 @@ def forward_block(M, ROWS, VECTORS, LANES, C, O, first, last, x, mean, scale, sh
 def forward_kernel(m, rows, vectors, lanes, C, O):
     """The forward kernel for one shape of weights: its addresses are then constants, which is worth a third."""
 
-    @njit(parallel=True, cache=True)
-    def winograd(x, mean, scale, shift, weight, y, means, squares, bias, residual, relu, image, v, p, temp,
-                 start, pitch, per_block, plane):
+    @njit(nogil=True, cache=True)
+    def winograd(first_block, last_block, thread, x, mean, scale, shift, weight, y, means, squares, bias, residual, relu,
+                 image, v, p, temp, start, pitch, per_block, plane):
         N = y.shape[0]
-        for block in prange(-(-N // per_block)):
-            first, thread = np.int64(block) * per_block, get_thread_id()
+        for block in range(first_block, last_block):
+            first = block * per_block
             forward_block(m, rows, vectors, lanes, C, O, first, min(first + per_block, N), x, mean, scale, shift, weight, y,
                           means, squares, bias, residual, relu, image[thread], v[thread], p[thread], temp[thread],
                           start, pitch, plane)
@@ -214,20 +204,17 @@ def transform_weight_back(M, LANES, C, O, du, dweight, temp):
 def gradient_kernel(m, rows, vectors, lanes, C, O):
     """The backward kernel for one shape of weights: see `unit_gradient`."""
 
-    @njit(parallel=True, cache=True)
-    def gradient(g, z, normalisation, z_image, z_start, z_pitch, x, prologue, x_image, x_start, x_pitch,
-                 weight, residual, dx, sums, v, p, du, temp, per_block, plane, partial, dweight):
+    @njit(nogil=True, cache=True)
+    def gradient(first_group, last_group, t, g, z, normalisation, z_image, z_start, z_pitch, x, prologue, x_image, x_start,
+                 x_pitch, weight, residual, dx, sums, v, p, du, temp, per_block, plane, partial):
         N, G = g.shape[0], partial.shape[0]
-        for group in prange(G):
-            k, t = np.int64(group), get_thread_id()
+        for k in range(first_group, last_group):
             group_first, group_last = k * N // G, (k + 1) * N // G
             for first in range(group_first, group_last, per_block):
                 gradient_block(m, rows, vectors, lanes, C, O, first, min(first + per_block, group_last), g, z, normalisation,
                                z_image[t], z_start, z_pitch, x, prologue, x_image[t], x_start, x_pitch, weight, residual,
                                dx, sums, v[t], p[t], du[t], temp[t], plane, first - group_first)
             transform_weight_back(m, lanes, C, O, du[t], partial[k], temp[t])
-        for row in prange(9 * C):
-            sum_rows(lanes, partial, np.int64(row) * O, O, dweight)
 
     return gradient
 
@@ -264,7 +251,8 @@ def forward(m, x, prologue, weight, moments_out=None, epilogue=None):
     y = empty((N, H, W, O), dtype)
     bias, residual, relu = epilogue or (nothing, None, False)
     kernel = forward_kernel(m, rows, vectors, lanes_of(dtype), C, O)
-    kernel(x.reshape(N, H, W * C), *(prologue or (nothing,) * 3), transform_weight(weight, m).reshape(-1), y,
+    launch(kernel, -(-N // per_block), y.size * C, x.reshape(N, H, W * C), *(prologue or (nothing,) * 3),
+           transform_weight(weight, m).reshape(-1), y,
            *(moments_out or (nothing.reshape(0, 0),) * 2), bias, nothing if residual is None else residual.reshape(-1), relu,
            image, v, p, temp, pitch + C, pitch, per_block, plane)
     return y
@@ -288,10 +276,11 @@ def unit_gradient(m, g, z, normalisation, x, prologue, weight, residual_gradient
     dx = empty((N, H, W, C), dtype) if need_dx else nothing
     sums = np.empty((N, 2, C), dtype)
     kernel = gradient_kernel(m, rows, vectors, lanes_of(dtype), C, O)
-    kernel(g.reshape(N, H, W * O), (g if z is None else z).reshape(N, H, W * O),
+    launch(kernel, groups, 2 * g.size * C, g.reshape(N, H, W * O), (g if z is None else z).reshape(N, H, W * O),
            nothing.reshape(0, 0) if normalisation is None else np.stack(normalisation), z_image, z_pitch + O, z_pitch,
            x.reshape(N, H, W * C), nothing.reshape(0, 0) if prologue is None else np.stack(prologue),
            x_image, x_pitch + C, x_pitch, transform_weight(weight, m).reshape(-1) if need_dx else nothing,
            nothing if residual_gradient is None else residual_gradient.reshape(-1), dx.reshape(-1), sums, v, p, du, temp,
-           per_block, plane, partial, dweight.reshape(-1))
+           per_block, plane, partial)
+    launch(sum_partials, 9 * C, partial.size, partial.reshape(groups, 1, 9 * C, O), 9 * C, dweight.reshape(9 * C, O))
     return (dx if need_dx else None), dweight, sums
