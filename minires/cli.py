@@ -1,4 +1,4 @@
-"""The command line: minires train | eval | predict | summary | gradcheck | plot.
+"""The command line: minires train | eval | predict | summary | gradcheck | bench | plot.
 
 Exit codes: 0 done, 1 a fault of ours or a gradient that is wrong, 2 wrong input, 130 stopped by Ctrl-C. Each command
 imports what it needs when it runs, so that `minires --help` is quick.
@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from minires.bench.command import bench
 from minires.errors import UserError
 
 app = typer.Typer(help="A from-scratch, autograd-free ResNet engine.", no_args_is_help=True, add_completion=False,
@@ -194,7 +195,7 @@ def gradcheck(
 
     from minires.study.certificate import certificate, render
 
-    _use_threads(threads)
+    _use_threads(1 if threads is None else threads)  # the arrays are tiny: sharing them out takes longer than the work
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=None)
@@ -223,6 +224,9 @@ def plot(
         raise UserError(f"{empty[0]}/metrics.jsonl holds no epoch yet: there is nothing to draw")
     draw_comparison(curves, out)
     typer.echo(f"drew {len(curves)} {'run' if len(curves) == 1 else 'runs'} into {out}")
+
+
+app.command()(bench)
 
 
 def _use_threads(threads):

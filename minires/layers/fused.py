@@ -74,6 +74,7 @@ def folded_forward(block, x, shortcut):
     (conv(x) - mean) * scale + bias = conv(x; weight * scale) + (bias - mean * scale)
     """
     block.conv1.check(x)
+    block._save()  # forgets what an earlier forward kept
     ops, y = ops_for(x), x
     units = list(block.units())
     for conv, bn in units:

@@ -24,7 +24,7 @@ class PaddedShortcut(Layer):
     def forward(self, x):
         self._require(x, ("N", "H", "W", "C"))
         if x.shape[3] > self.out_channels:
-            raise UserError(f"PaddedShortcut only adds channels, got x of shape {x.shape} for {self.out_channels} channels out")
+            raise UserError(f"PaddedShortcut only adds channels, got x of shape {x.shape} for {self.out_channels} out")
         self._save(x.shape)
         return ops_for(x).pad_shortcut_forward(x, self.out_channels, self.stride)
 

@@ -1,0 +1,73 @@
+"""What the machine can do: floating-point operations with nothing to load, and bytes with nothing to compute.
+
+A kernel that does F operations on B bytes can take no less than max(F / peak, B / bandwidth) seconds. The bandwidth is
+that of a triad a = b + s * c whose three arrays together are as large as the kernel's, since what fits in the last
+cache moves sooner than what does not.
+"""
+import time
+from functools import cache
+
+import numpy as np
+from numba import get_num_threads, njit, prange
+
+from minires.backends.cpu.host import lanes_of
+from minires.backends.cpu.simd import load, splat, store
+
+CHAINS = 12  # independent accumulators in `multiply_add`: what two units of a latency of 4 to 6 cycles need
+
+
+@cache
+def _multiply_add(lanes):
+    @njit(parallel=True)
+    def multiply_add(threads, turns, out):
+        for thread in prange(threads):
+            at = np.int64(thread) * lanes
+            a, b = splat(lanes, out.dtype.type(0.999)), splat(lanes, out.dtype.type(0.001))
+            v0 = load(lanes, out, at)
+            v1 = v2 = v3 = v4 = v5 = v6 = v7 = v8 = v9 = v10 = v11 = v0
+            for _ in range(turns):
+                v0, v1, v2, v3 = v0 * a + b, v1 * a + b, v2 * a + b, v3 * a + b
+                v4, v5, v6, v7 = v4 * a + b, v5 * a + b, v6 * a + b, v7 * a + b
+                v8, v9, v10, v11 = v8 * a + b, v9 * a + b, v10 * a + b, v11 * a + b
+            store(out, at, v0 + v1 + v2 + v3 + v4 + v5 + v6 + v7 + v8 + v9 + v10 + v11)
+
+    return multiply_add
+
+
+@njit(parallel=True, fastmath=True)
+def _triad(a, b, c, s, parts):
+    for part in prange(parts):
+        start, end = part * a.size // parts, (part + 1) * a.size // parts
+        a_, b_, c_ = a[start:end], b[start:end], c[start:end]
+        for i in range(a_.size):
+            a_[i] = b_[i] + s * c_[i]
+
+
+def best_seconds(function, patience=0.3):
+    """The least of the timings within `patience` seconds: a ceiling is what the machine does when nobody disturbs it."""
+    function()
+    least, end = np.inf, time.perf_counter() + patience
+    while (began := time.perf_counter()) < end:
+        function()
+        least = min(least, time.perf_counter() - began)
+    return least
+
+
+def peak_flops(dtype=np.float32, turns=100_000):
+    """Operations a second (an addition and a multiplication each count) with all values in registers, all threads."""
+    lanes, threads = lanes_of(np.dtype(dtype)), get_num_threads()
+    kernel, out = _multiply_add(lanes), np.ones(lanes * threads, dtype)
+    return 2 * CHAINS * lanes * threads * turns / best_seconds(lambda: kernel(threads, turns, out))
+
+
+@cache
+def bandwidth(size):
+    """Bytes a second of a triad on three float32 arrays of `size` bytes together, all threads."""
+    a, b, c = np.ones((3, max(1, size // 12)), np.float32)
+    turns = max(1, 8_000_000 // size)
+
+    def triads():
+        for _ in range(turns):
+            _triad(a, b, c, np.float32(0.5), 4 * get_num_threads())
+
+    return a.nbytes * 3 * turns / best_seconds(triads)

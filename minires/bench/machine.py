@@ -1,0 +1,52 @@
+"""What a measurement must say about where it was taken."""
+import datetime
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+import minires
+
+
+def processor():
+    """The processor's name, as the system calls it."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    if platform.system() == "Darwin":
+        return subprocess.run(["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True,
+                              check=False).stdout.strip()
+    return platform.processor() or platform.machine()
+
+
+def cores():
+    """Processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def memory_bytes():
+    """The machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def describe_machine():
+    """A dict of processor, cores, vector features, memory, system, versions and date."""
+    import llvmlite.binding as llvm
+
+    features = sorted(name for name, present in llvm.get_host_cpu_features().items() if present)
+    versions = {"minires": minires.__version__, "python": platform.python_version()}
+    for package in ("numpy", "numba", "torch"):
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "processor": processor(), "architecture": platform.machine(), "llvm_name": llvm.get_host_cpu_name(),
+        "cores": cores(),
+        "features": [name for name in features if name.startswith(("avx", "fma", "neon", "sve", "amx", "sse4"))],
+        "memory_bytes": memory_bytes(), "system": platform.system(), "versions": versions,
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+    }
