@@ -33,7 +33,7 @@ def run(command):
 
 def write_json(name, result):
     """Write `result` to results/`name`, whole or not at all, and say so."""
-    from minires.training.checkpoint import write_atomically
+    from minires.files import write_atomically
 
     RESULTS.mkdir(exist_ok=True)
     write_atomically(RESULTS / name, (json.dumps(result, indent=1) + "\n").encode())

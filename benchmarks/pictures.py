@@ -6,8 +6,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 
+from minires.files import write_atomically
 from minires.plots import COLOURS
-from minires.training.checkpoint import write_atomically
 
 QUIET = "#5a5a5a"
 METHOD_COLOURS = {"naive": "#9a9a9a", "im2col": COLOURS[4], "direct": COLOURS[0], "winograd2": COLOURS[3],

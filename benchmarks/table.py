@@ -8,7 +8,7 @@ import typer
 from benchmarks import RESULTS, run
 from minires.bench.tables import markdown
 from minires.errors import UserError
-from minires.training.checkpoint import write_atomically
+from minires.files import write_atomically
 
 START, END = "<!-- bench:start -->", "<!-- bench:end -->"
 

@@ -195,7 +195,7 @@ def gradcheck(
 
     from minires.study.certificate import certificate, render
 
-    _use_threads(1 if threads is None else threads)  # the arrays are tiny: sharing them out takes longer than the work
+    _use_threads(threads)
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=None)

@@ -4,9 +4,9 @@ import numpy as np
 from minires.data import load_dataset
 from minires.data.cifar10 import CLASSES, read_records
 from minires.errors import UserError
+from minires.files import load_tensors
 from minires.layer import inference_mode
 from minires.training.card import ModelCard, load_model
-from minires.training.checkpoint import load_tensors
 
 
 def open_checkpoint(path, model=None, shortcut=None, mean=None, std=None):

@@ -195,7 +195,7 @@ class Layer:
             wanted = ", ".join(map(str, shape))
             raise UserError(f"{type(self).__name__} expects x of shape ({wanted}), got {tuple(x.shape)}")
         if x.size == 0:
-            raise UserError(f"{type(self).__name__} got an empty x of shape {tuple(x.shape)}: a batch needs at least one image")
+            raise UserError(f"{type(self).__name__} got an empty x of shape {tuple(x.shape)}: a batch needs an image")
         own = next((value.data.dtype for value in vars(self).values() if isinstance(value, Parameter)), x.dtype)
         if x.dtype != own or x.dtype not in (np.float32, np.float64):
             raise UserError(f"{type(self).__name__} computes in {own if own != x.dtype else 'float32 or float64'}, "

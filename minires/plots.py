@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from minires.errors import UserError
-from minires.training.checkpoint import write_atomically
+from minires.files import write_atomically
 
 # Okabe & Ito's colours, told apart by every kind of eye, in an order that keeps neighbours far apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

@@ -12,8 +12,8 @@ from PIL import Image
 import minires
 from minires.backends import use_backend
 from minires.cli import main
+from minires.files import load_tensors, save_tensors
 from minires.models import build_model
-from minires.training.checkpoint import load_tensors, save_tensors
 
 FILES = {"config.toml", "metrics.jsonl", "last.safetensors", "best.safetensors", "state.safetensors", "curves.png"}
 

@@ -6,13 +6,13 @@ import pytest
 
 from minires.data import Dataset, Loader
 from minires.errors import UserError
+from minires.files import load_tensors
 from minires.layer import Sequential
 from minires.layers import BatchNorm2d, Conv2d, Dropout, Flatten, GlobalAvgPool2d, Linear, ReLU
 from minires.losses import CrossEntropyLoss
 from minires.optim import SGD
 from minires.schedules import OneCycleLR, Schedule
 from minires.training import Trainer, evaluate
-from minires.training.checkpoint import load_tensors
 
 CLASSES = ("red", "green", "blue")
 

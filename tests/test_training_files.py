@@ -7,11 +7,11 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from minires.errors import UserError
+from minires.files import load_tensors, save_tensors, write_atomically
 from minires.layers import BatchNorm2d, Linear
 from minires.optim import SGD
 from minires.schedules import CosineLR, MultiStepLR, OneCycleLR, WarmUp
 from minires.training import RECIPES, ModelCard, Settings, build_run, load_model, make_recipe
-from minires.training.checkpoint import load_tensors, save_tensors, write_atomically
 from minires.training.metrics import read_metrics, write_metrics
 from minires.training.recipes import default_epochs
 from minires.training.run import make_run_folder, newest_weights, read_config, write_config

@@ -46,7 +46,7 @@ def bench(
     from minires.bench import compare, tables
     from minires.bench.engines import VARIANTS
     from minires.bench.machine import describe_machine
-    from minires.training.checkpoint import write_atomically
+    from minires.files import write_atomically
 
     if quick:
         models, batches, work, variants, repetitions = "resnet20", "32", "training", "eager,channels_last", 3

@@ -3,9 +3,9 @@ from dataclasses import asdict, dataclass
 
 from minires.data import Loader
 from minires.errors import UserError
+from minires.files import load_tensors
 from minires.layers.fused import fuse
 from minires.models import build_model
-from minires.training.checkpoint import load_tensors
 
 EVALUATION_BATCH_SIZE = 128  # as in training, so that the same buffers serve
 

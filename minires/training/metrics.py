@@ -7,8 +7,8 @@ import numpy as np
 
 from minires.backends import to_device, to_numpy
 from minires.errors import UserError
+from minires.files import write_atomically
 from minires.layer import inference_mode
-from minires.training.checkpoint import write_atomically
 
 
 @dataclass

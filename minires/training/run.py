@@ -11,11 +11,11 @@ import minires
 from minires.backends import to_device
 from minires.data import Loader, channel_statistics, load_dataset, split_train_validation
 from minires.errors import UserError
+from minires.files import write_atomically
 from minires.layers.fused import fuse
 from minires.losses import CrossEntropyLoss
 from minires.models import build_model
 from minires.training.card import ModelCard
-from minires.training.checkpoint import write_atomically
 from minires.training.recipes import Recipe
 from minires.training.trainer import Trainer
 

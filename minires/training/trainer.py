@@ -7,8 +7,9 @@ import numpy as np
 
 from minires.backends import to_device
 from minires.errors import UserError
+from minires.files import save_tensors, write_atomically
 from minires.losses import CrossEntropyLoss
-from minires.training.checkpoint import load_state, save_state, save_tensors, write_atomically
+from minires.training.checkpoint import load_state, save_state
 from minires.training.metrics import Score, evaluate, read_metrics, write_metrics
 from minires.training.progress import Progress
 

@@ -1,0 +1,67 @@
+"""What is proved: a row for each layer and its odd cases. A new layer adds its row here, and the tests find it."""
+from minires.layers import (
+    AvgPool2d,
+    BasicBlock,
+    BatchNorm2d,
+    Bottleneck,
+    Conv2d,
+    Dropout,
+    Flatten,
+    GlobalAvgPool2d,
+    Identity,
+    LayerNorm,
+    Linear,
+    MaxPool2d,
+    PaddedShortcut,
+    PlainBlock,
+    ReLU,
+)
+from minires.layers.fused import fuse
+from minires.losses import CrossEntropyLoss, MSELoss
+from minires.study.gradcheck import LossLayer
+
+# name (its first word is the class): (layer from rng, shape of x)
+LAYERS = {
+    "Conv2d": (lambda rng: Conv2d(3, 4, 3, padding=1, rng=rng), (2, 5, 4, 3)),
+    "Conv2d stride 2": (lambda rng: Conv2d(3, 4, 3, stride=2, padding=1, bias=False, rng=rng), (2, 7, 5, 3)),
+    "Conv2d 1x1 stride 2": (lambda rng: Conv2d(5, 3, 1, stride=2, rng=rng), (2, 4, 5, 5)),
+    "Conv2d uneven pairs": (lambda rng: Conv2d(2, 3, (3, 2), (2, 1), (1, 2), (1, 2), rng=rng), (2, 6, 5, 2)),
+    "Conv2d one channel": (lambda rng: Conv2d(1, 1, 5, rng=rng), (1, 5, 6, 1)),
+    "BatchNorm2d": (lambda rng: BatchNorm2d(3), (4, 5, 3, 3)),
+    "BatchNorm2d evaluation": (lambda rng: BatchNorm2d(3).eval(), (2, 3, 4, 3)),
+    "LayerNorm rows": (lambda rng: LayerNorm(7), (5, 7)),
+    "LayerNorm images": (lambda rng: LayerNorm(5), (2, 3, 4, 5)),
+    "ReLU": (lambda rng: ReLU(), (2, 5, 3, 3)),
+    "MaxPool2d": (lambda rng: MaxPool2d(2), (2, 5, 6, 3)),
+    "MaxPool2d overlapping": (lambda rng: MaxPool2d(3, stride=2, padding=1), (2, 7, 6, 3)),
+    "MaxPool2d dilation 2": (lambda rng: MaxPool2d((2, 3), stride=1, padding=(1, 0), dilation=2), (2, 5, 7, 2)),
+    "AvgPool2d": (lambda rng: AvgPool2d(2), (2, 5, 6, 3)),
+    "AvgPool2d overlapping": (lambda rng: AvgPool2d((3, 2), stride=(2, 1), padding=(1, 1)), (2, 7, 5, 3)),
+    "GlobalAvgPool2d": (lambda rng: GlobalAvgPool2d(), (2, 5, 3, 4)),
+    "Flatten": (lambda rng: Flatten(), (2, 3, 4, 5)),
+    "Linear": (lambda rng: Linear(7, 5, rng=rng), (4, 7)),
+    "Linear without bias": (lambda rng: Linear(3, 2, bias=False, rng=rng), (1, 3)),
+    "Dropout": (lambda rng: Dropout(0.4, rng=rng), (3, 4, 5)),
+    "Dropout evaluation": (lambda rng: Dropout(0.4, rng=rng).eval(), (3, 4, 5)),
+    "Identity": (lambda rng: Identity(), (3, 4, 5)),
+    "PaddedShortcut": (lambda rng: PaddedShortcut(6, stride=2), (2, 5, 4, 3)),
+    "BasicBlock": (lambda rng: BasicBlock(3, 3, rng=rng), (3, 4, 4, 3)),
+    "BasicBlock shortcut A": (lambda rng: BasicBlock(3, 6, 2, "A", rng=rng), (3, 5, 4, 3)),
+    "BasicBlock shortcut B": (lambda rng: BasicBlock(3, 6, 2, "B", rng=rng), (3, 5, 4, 3)),
+    "BasicBlock evaluation": (lambda rng: BasicBlock(3, 6, 2, "B", rng=rng).eval(), (2, 5, 4, 3)),
+    "Bottleneck": (lambda rng: Bottleneck(4, 2, 2, rng=rng), (3, 5, 4, 4)),
+    "Bottleneck identity": (lambda rng: Bottleneck(8, 2, rng=rng), (3, 3, 4, 8)),
+    "BasicBlock fused": (lambda rng: fuse(BasicBlock(8, 8, rng=rng)), (2, 3, 4, 8)),
+    "BasicBlock fused, shortcut A": (lambda rng: fuse(BasicBlock(8, 16, 2, "A", rng=rng)), (2, 5, 4, 8)),
+    "BasicBlock fused, odd channels": (lambda rng: fuse(BasicBlock(3, 5, 2, "B", rng=rng)), (3, 5, 4, 3)),
+    "BasicBlock fused, evaluation": (lambda rng: fuse(BasicBlock(8, 8, rng=rng)).eval(), (2, 3, 4, 8)),
+    "Bottleneck fused": (lambda rng: fuse(Bottleneck(8, 8, 2, rng=rng)), (2, 3, 4, 8)),
+    "PlainBlock fused": (lambda rng: fuse(PlainBlock(3, 8, rng=rng)), (2, 4, 3, 3)),
+    "PlainBlock": (lambda rng: PlainBlock(3, 4, 2, rng=rng), (3, 5, 4, 3)),
+}
+
+LOSSES = {
+    "CrossEntropyLoss": (lambda rng: LossLayer(CrossEntropyLoss(), rng.integers(0, 7, 5)), (5, 7)),
+    "CrossEntropyLoss smoothed": (lambda rng: LossLayer(CrossEntropyLoss(0.1), rng.integers(0, 7, 5)), (5, 7)),
+    "MSELoss": (lambda rng: LossLayer(MSELoss(), rng.standard_normal((4, 3))), (4, 3)),
+}

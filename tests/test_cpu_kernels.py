@@ -1,0 +1,237 @@
+"""What is particular to the CPU kernels: algorithms agree, bits do not depend on threads, memory is used again."""
+import gc
+import os
+import platform
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from minires import SGD, CrossEntropyLoss, UserError, build_model, fuse, inference_mode, set_num_threads
+from minires.backends import composed, cpu, reference
+from minires.backends.cpu import threads
+from minires.backends.cpu.algorithm import use_convolution, winograd_size
+from minires.backends.cpu.arena import Arena, arena
+from minires.backends.cpu.moments import merge_moments
+
+SAME = ((1, 1), (1, 1))  # stride and padding of a 3x3 convolution that keeps the image's size
+
+
+@pytest.fixture(autouse=True)
+def every_thread():
+    set_num_threads(threads.MOST_THREADS)
+    yield
+    set_num_threads(threads.MOST_THREADS)
+
+
+def error(got, want):
+    return np.abs(got - want).max() / np.abs(want).max()
+
+
+def unit(rng, dtype, N, H, C, O):
+    """Arguments of a convolution unit: x, weight, prologue, g, z, normalisation, residual."""
+    def draw(*shape):
+        return rng.standard_normal(shape).astype(dtype)
+
+    return (draw(N, H, H, C), draw(3, 3, C, O), tuple(draw(3, C)), draw(N, H, H, O), draw(N, H, H, O), tuple(draw(4, O)),
+            draw(N, H, H, C))
+
+
+@pytest.mark.parametrize("algorithm", ["direct", "winograd2", "winograd4"])
+@pytest.mark.parametrize("shape", [(3, 8, 32, 32), (18, 4, 64, 64)], ids=str)
+@pytest.mark.parametrize("dtype, tolerance", [(np.float64, 1e-12), (np.float32, 4e-5)], ids=["float64", "float32"])
+def test_every_algorithm_computes_the_fused_unit(algorithm, shape, dtype, tolerance, rng):
+    x, weight, prologue, g, z, normalisation, residual = unit(rng, dtype, *shape)
+    wide = [tuple(a.astype(np.float64) for a in arrays) for arrays in (prologue, normalisation)]
+    x64, weight64, g64, z64, residual64 = (a.astype(np.float64) for a in (x, weight, g, z, residual))
+    with use_convolution(algorithm):
+        chosen = winograd_size(x.shape, x.dtype, weight.shape[3], (3, 3), *SAME, (1, 1))
+        assert chosen == {"direct": None, "winograd2": 2, "winograd4": 4}[algorithm]
+        for got, want in zip(cpu.conv2d_moments(x, prologue, weight, *SAME),
+                             composed.conv2d_moments(reference, x64, wide[0], weight64, *SAME), strict=True):
+            assert got.dtype == dtype
+            assert error(got, want) < tolerance
+        for before, before64, add, add64 in ((prologue, wide[0], None, None), (None, None, residual, residual64)):
+            got = cpu.conv2d_unit_gradient(g, z, normalisation, x, before, weight, *SAME, add, True)
+            want = composed.conv2d_unit_gradient(reference, g64, z64, wide[1], x64, before64, weight64, *SAME, add64, True)
+            for a, b in zip(got, want, strict=True):
+                assert (a is None and b is None) or error(a, b) < tolerance
+        bias = prologue[0][:1].repeat(weight.shape[3])
+        got = cpu.conv2d_bias_relu(x, weight, bias, g, True, *SAME)
+        want = reference.conv2d_bias_relu(x64, weight64, bias.astype(np.float64), g64, True, *SAME)
+        assert error(got, want) < tolerance
+
+
+def test_winograd_errors_in_float32_are_near_the_direct_kernels(rng):
+    # Against float64: the price of the larger numbers that cancel, measured so that nobody has to take it on trust.
+    x, weight, *_ = unit(rng, np.float32, 8, 16, 32, 32)
+    want = reference.conv2d_forward(x.astype(np.float64), weight.astype(np.float64), None, *SAME, (1, 1))
+    errors = {}
+    for algorithm in ("direct", "winograd2", "winograd4"):
+        with use_convolution(algorithm):
+            errors[algorithm] = np.sqrt(((cpu.conv2d_forward(x, weight, None, *SAME, (1, 1)) - want) ** 2).mean())
+    assert errors["winograd2"] < 4 * errors["direct"]
+    assert errors["winograd4"] < 40 * errors["direct"]
+    assert errors["winograd4"] / np.abs(want).max() < 1e-5
+
+
+def test_an_image_not_made_of_whole_tiles_is_computed_directly():
+    def size(H, C):
+        return winograd_size((2, H, H, C), np.dtype(np.float32), C, (3, 3), *SAME, (1, 1))
+
+    assert (size(8, 32), size(6, 32), size(7, 32), size(8, 33)) == (4, 2, None, None)
+
+
+def test_an_unknown_algorithm_is_refused():
+    with pytest.raises(UserError, match="winograd5"), use_convolution("winograd5"):
+        pass
+
+
+def training_run(steps=2, fused=True, dtype=np.float32):
+    """Losses and the parameters of a ResNet-20 after a few steps on fixed random images."""
+    rng = np.random.default_rng(3)
+    model = fuse(build_model("resnet20", rng=rng).astype(dtype), fused)
+    optimiser, loss = SGD(model.parameters(), 0.05, 0.9), CrossEntropyLoss()
+    x, target = rng.standard_normal((20, 16, 16, 3)).astype(dtype), rng.integers(0, 10, 20)
+    losses = []
+    for _ in range(steps):
+        optimiser.zero_grad()
+        losses.append(loss.forward(model(x), target))
+        model.backward(loss.backward())
+        optimiser.step()
+    return losses, np.concatenate([parameter.data.ravel() for parameter in model.parameters()])
+
+
+@pytest.mark.skipif(threads.MOST_THREADS < 2, reason="needs two cores")
+@pytest.mark.parametrize("fused", [True, False])
+def test_the_bits_do_not_depend_on_the_number_of_threads(fused, monkeypatch):
+    monkeypatch.setattr(threads, "SMALL", 0)  # share out even the smallest kernel
+    results = []
+    for count in (1, threads.MOST_THREADS):
+        set_num_threads(count)
+        results.append(training_run(fused=fused))
+    assert results[0][0] == results[1][0]
+    np.testing.assert_array_equal(results[0][1], results[1][1])
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_fused_network_is_the_unfused_one(training, rng):
+    outcomes = []
+    for fused in (False, True):
+        model = fuse(build_model("resnet20", shortcut="B", rng=np.random.default_rng(5)).astype(np.float64), fused)
+        model.train(training)
+        x = np.random.default_rng(6).standard_normal((3, 16, 16, 3))
+        y = model(x)
+        dx = model.backward(np.cos(np.arange(y.size)).reshape(y.shape))
+        model.eval()
+        with inference_mode():
+            folded = model(x)
+        outcomes.append([y, dx, folded, *(parameter.grad for parameter in model.parameters()), *model.state_dict().values()])
+    for plain, fused in zip(*outcomes, strict=True):
+        assert np.abs(plain - fused).max() <= 1e-10 * max(1, np.abs(plain).max())
+
+
+def test_training_follows_the_same_losses_fused_and_not():
+    fused, plain = training_run(4, True)[0], training_run(4, False)[0]
+    np.testing.assert_allclose(fused, plain, rtol=1e-3)
+    assert fused[-1] < fused[0]
+
+
+def test_fusion_is_off_by_default_and_can_be_switched_off():
+    model = build_model("resnet20")
+    assert not model.fused
+    assert fuse(model).layer1[0].fused
+    assert not fuse(model, False).layer1[0].fused
+
+
+def test_a_step_after_the_second_takes_no_new_buffer():
+    rng = np.random.default_rng(3)
+    model = fuse(build_model("resnet20", rng=rng))
+    optimiser, loss = SGD(model.parameters(), 0.05, 0.9), CrossEntropyLoss()
+    x, target = rng.standard_normal((16, 16, 16, 3)).astype(np.float32), rng.integers(0, 10, 16)
+    held = []
+    for _ in range(4):
+        optimiser.zero_grad()
+        loss.forward(model(x), target)
+        model.backward(loss.backward())
+        optimiser.step()
+        held.append(arena.held)
+    assert held[1] == held[2] == held[3]
+
+
+def test_the_arena_gives_a_buffer_again_only_when_nobody_holds_it():
+    own = Arena()
+    first = own.empty((1 << 16,), np.float32)
+    assert first.ctypes.data % 64 == 0
+    view, address = first[10:], first.ctypes.data
+    del first
+    assert own.empty((1 << 16,), np.float32).ctypes.data != address  # the view still looks at it
+    del view
+    gc.collect()
+    assert own.empty((1 << 16,), np.float32).ctypes.data == address
+    own.release()
+    assert own.held == 0
+
+
+def test_merged_moments_are_those_of_the_union(rng):
+    parts = [1e4 + rng.standard_normal((count, 3)) for count in (1, 7, 20)]
+    means, squares = (np.array(list(map(f, parts))) for f in (lambda p: p.mean(0), lambda p: ((p - p.mean(0)) ** 2).sum(0)))
+    mean, var = merge_moments(means, squares, np.array([[1], [7], [20]]))
+    together = np.concatenate(parts)
+    np.testing.assert_allclose(mean, together.mean(0), rtol=1e-14)
+    np.testing.assert_allclose(var, together.var(0), rtol=1e-9)
+
+
+def test_batch_moments_keep_their_digits_under_a_large_mean(rng):
+    x = (1000 + rng.standard_normal((4, 8, 8, 16))).astype(np.float32)
+    _, mean, var = cpu.batchnorm_forward(x, np.ones(16, np.float32), np.zeros(16, np.float32), 1e-5)
+    np.testing.assert_allclose(var, x.astype(np.float64).var((0, 1, 2)), rtol=1e-4)
+    np.testing.assert_allclose(mean, x.astype(np.float64).mean((0, 1, 2)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("count", [0, -1, threads.MOST_THREADS + 1, 1.5])
+def test_a_wrong_number_of_threads_is_refused(count):
+    with pytest.raises(UserError, match="threads"):
+        set_num_threads(count)
+
+
+@pytest.mark.skipif(threads.MOST_THREADS < 2, reason="needs two cores")
+def test_a_failure_in_a_worker_thread_reaches_the_caller():
+    def kernel(first, last, thread):
+        if thread == 1:
+            raise MemoryError("no scratch")
+
+    with pytest.raises(MemoryError, match="no scratch"):
+        threads.launch(kernel, 2, threads.SMALL)
+    seen = []
+    threads.launch(lambda first, last, thread: seen.extend(range(first, last)), 7, threads.SMALL)
+    assert sorted(seen) == list(range(7))
+
+
+NARROW = """
+import numpy as np
+from minires.backends import cpu, reference
+from minires.backends.cpu.host import VECTOR_BYTES
+assert VECTOR_BYTES == {width}, VECTOR_BYTES
+rng = np.random.default_rng(0)
+x, weight = rng.standard_normal((2, 8, 8, 16)).astype("f4"), rng.standard_normal((3, 3, 16, 16)).astype("f4")
+for stride in ((1, 1), (2, 2)):
+    geometry = (stride, (1, 1), (1, 1))
+    y = reference.conv2d_forward(x, weight, None, *geometry)
+    for got, want in ((cpu.conv2d_forward(x, weight, None, *geometry), y),
+                      (cpu.conv2d_input_gradient(y, weight, x.shape, *geometry),
+                       reference.conv2d_input_gradient(y, weight, x.shape, *geometry)),
+                      (cpu.conv2d_weight_gradient(y, x, (3, 3), *geometry),
+                       reference.conv2d_weight_gradient(y, x, (3, 3), *geometry))):
+        assert np.abs(got - want).max() < 2e-5 * np.abs(want).max()
+"""
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="names x86 processors")
+@pytest.mark.parametrize("name, features, width", [("haswell", "+avx,+avx2,+fma", 32), ("nehalem", "+sse4.2", 16)])
+def test_narrower_vectors_compute_the_same(name, features, width):
+    environment = {**os.environ, "NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": features}
+    done = subprocess.run([sys.executable, "-c", NARROW.format(width=width)], env=environment, capture_output=True,
+                          text=True)
+    assert done.returncode == 0, done.stderr

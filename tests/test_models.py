@@ -1,0 +1,135 @@
+"""The networks: published sizes, PyTorch's keys, initial weights, output shapes, wrong arguments."""
+import numpy as np
+import pytest
+
+from minires.errors import UserError
+from minires.layer import inference_mode
+from minires.layers import Conv2d
+from minires.layers.fused import fuse
+from minires.models import MODELS, build_model
+from minires.study import randomise_parameters
+
+SIZES = {"resnet20": 269_722, "resnet32": 464_154, "resnet44": 658_586, "resnet56": 853_018, "resnet110": 1_727_962,
+         "resnet18": 11_689_512, "resnet34": 21_797_672, "resnet50": 25_557_032}
+
+
+def parameters(network):
+    return sum(p.data.size for p in network.parameters())
+
+
+@pytest.mark.parametrize("name", [name for name in SIZES if int(name[6:]) not in (18, 34, 50)])
+def test_cifar_sizes(name, rng):
+    """Table 6 of the paper: 0.27M, 0.46M, 0.66M, 0.85M, 1.7M; shortcuts of kind A, and none, have no parameters."""
+    assert parameters(build_model(name, rng=rng)) == SIZES[name]
+    assert parameters(build_model(name.replace("resnet", "plain"), rng=rng)) == SIZES[name]
+    # Two projections: 16 * 32 and 32 * 64 weights, and two vectors of a normalisation each.
+    assert parameters(build_model(name, shortcut="B", rng=rng)) == SIZES[name] + 16 * 32 + 32 * 64 + 2 * (32 + 64)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_imagenet_sizes(name, rng):
+    assert parameters(build_model(name, 1000, stem="imagenet", rng=rng)) == SIZES[name]
+
+
+def test_every_model_is_named():
+    assert set(MODELS) == {*(f"{kind}{depth}" for kind in ("resnet", "plain") for depth in (20, 32, 44, 56, 110)),
+                           *(f"resnet{depth}" for depth in (18, 34, 50, 101, 152))}
+
+
+@pytest.mark.parametrize(("name", "shortcut", "stem"), [("resnet20", "A", None), ("resnet32", "B", None),
+                                                        ("plain20", None, None), ("resnet18", "B", "imagenet"),
+                                                        ("resnet50", "B", "cifar")])
+def test_keys_are_pytorchs(name, shortcut, stem, rng):
+    pytest.importorskip("torch")
+    import torch
+    from torch_resnet import BasicBlock, Bottleneck, PlainBlock, ResNet, cifar_resnet
+
+    with torch.device("meta"):
+        if stem:
+            layout = {"resnet18": (BasicBlock, (2, 2, 2, 2)), "resnet50": (Bottleneck, (3, 4, 6, 3))}[name]
+            module = ResNet(*layout, (64, 128, 256, 512), shortcut, stem)
+        else:
+            module = cifar_resnet(int(name[-2:]), shortcut, PlainBlock if name.startswith("plain") else BasicBlock)
+    keys = [key for key in module.state_dict() if not key.endswith("num_batches_tracked")]
+    ours = list(build_model(name, shortcut=shortcut, stem=stem, rng=rng).state_dict())
+    # The order is that of construction, and the modules compared with construct in pairs.
+    assert sorted(ours) == sorted(keys)
+    assert ours[0] == "conv1.weight" and ours[-1] == "fc.bias" and ours.index("layer1.0.conv1.weight") == 5
+
+
+def test_initial_weights(rng):
+    """He normal over the fan out, without a mean; normalisation at 1 and 0; drawn from the generator."""
+    network = build_model("resnet20", rng=rng)
+    for name, layer in network.named_layers():
+        if isinstance(layer, Conv2d):
+            weight, (KH, KW, _, O) = layer.weight.data, layer.weight.data.shape
+            deviation = np.sqrt(2 / (KH * KW * O))
+            assert abs(weight.std() / deviation - 1) < 5 / np.sqrt(2 * weight.size), name
+            assert abs(weight.mean()) < 5 * deviation / np.sqrt(weight.size), name
+    assert (network.bn1.weight.data == 1).all() and not network.bn1.bias.data.any()
+    same, other = (build_model("resnet20", rng=np.random.default_rng(seed)) for seed in (0, 1))
+    assert np.array_equal(same.conv1.weight.data, build_model("resnet20").conv1.weight.data)
+    assert not np.array_equal(same.conv1.weight.data, other.conv1.weight.data)
+
+
+@pytest.mark.parametrize(("name", "stem", "size", "channels"), [
+    ("resnet20", None, (32, 32), 3), ("resnet20", None, (17, 31), 3), ("resnet20", None, (4, 4), 1),
+    ("plain20", None, (9, 8), 3),
+    ("resnet18", "imagenet", (32, 48), 3), ("resnet18", "cifar", (16, 16), 3)])
+def test_output_shape(name, stem, size, channels, backend, rng):
+    network = build_model(name, 7, stem=stem, in_channels=channels, rng=rng).eval()
+    with inference_mode():
+        y = network.forward(np.ones((2, *size, channels), np.float32))
+    assert y.shape == (2, 7) and np.isfinite(y).all()
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(("name", "shortcut"), [("resnet20", "A"), ("resnet20", "B"), ("plain20", None)])
+def test_fused_and_plain_are_one_function(name, shortcut, training, backend, rng):
+    """y, dx, every gradient and every running statistic, with gradients that were there before."""
+    plain = randomise_parameters(build_model(name, shortcut=shortcut), rng).astype(np.float64).train(training)
+    fused = fuse(build_model(name, shortcut=shortcut)).astype(np.float64).train(training)
+    fused.load_state_dict(plain.state_dict())
+    x, dy = rng.standard_normal((3, 11, 12, 3)), rng.standard_normal((3, 10))
+    with inference_mode():
+        np.testing.assert_allclose(fused.forward(x), plain.forward(x), rtol=1e-9, atol=1e-10)
+    for _ in range(2):
+        np.testing.assert_allclose(fused.forward(x), plain.forward(x), rtol=1e-9, atol=1e-10)
+        expected = plain.backward(dy)
+        np.testing.assert_allclose(fused.backward(dy), expected, rtol=0, atol=1e-9 * np.abs(expected).max())
+    for (key, one), (_, other) in zip(plain.named_parameters(), fused.named_parameters(), strict=True):
+        np.testing.assert_allclose(other.grad, one.grad, rtol=0, atol=1e-9 * np.abs(one.grad).max(), err_msg=key)
+    for key, array in plain.state_dict().items():
+        np.testing.assert_allclose(fused.state_dict()[key], array, rtol=1e-10, atol=1e-12, err_msg=key)
+    assert fuse(fused, False).forward(x) == pytest.approx(plain.forward(x), rel=1e-12)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_the_input_gradient_may_be_left_out(fused, backend, rng):
+    """Training does not read dL/dx of the images; the parameters' gradients stay what they are."""
+    network, x, dy = fuse(build_model("resnet20", rng=rng), fused), *rng.standard_normal((2, 2, 8, 8, 3)).astype(np.float32)
+    dy = dy[:, 0, 0].repeat(4, 1)[:, :10]
+    grads = []
+    for wanted in (True, False):
+        network.input_gradient = wanted
+        network.zero_grad()
+        network.forward(x)
+        assert (network.backward(dy) is not None) == wanted
+        grads.append([p.grad.copy() for p in network.parameters()])
+    for one, other in zip(*grads, strict=True):
+        np.testing.assert_allclose(other, one, rtol=0, atol=1e-5 * np.abs(one).max())
+        assert one.any()
+
+
+@pytest.mark.parametrize(("arguments", "reason"), [
+    (("resnet21",), "unknown model 'resnet21': choose one of resnet20, resnet32"),
+    (("resnet20", 0), "num_classes must be an int of at least 1, got 0"),
+    (("resnet20", 10, "C"), "unknown shortcut 'C'"),
+    (("resnet20", 10, None, "imagenet"), "resnet20 has one stem, cifar, got stem 'imagenet'"),
+    (("plain20", 10, "A"), "plain20 has no shortcuts, got shortcut 'A'"),
+    (("resnet18", 10, None, "large"), "unknown stem 'large': choose cifar or imagenet"),
+    (("resnet50", 10, "Z"), "unknown shortcut 'Z'"),
+])
+def test_wrong_arguments(arguments, reason):
+    with pytest.raises(UserError, match=reason):
+        build_model(*arguments)
