@@ -5,6 +5,7 @@ Bytes moved: each operand once. These are bound by memory, so each loop does all
 import numpy as np
 from numba import njit
 
+from minires.backends import reference
 from minires.backends.cpu.arena import empty
 from minires.backends.cpu.threads import launch
 
@@ -115,14 +116,20 @@ def _adamw(first, last, thread, parameter, grad, mean, square, lr, keep, beta1, 
 
 def sgd_update(parameter, grad, velocity, lr, momentum, weight_decay, nesterov):
     """PyTorch's SGD with momentum, in place: see the reference."""
+    if not (parameter.flags.c_contiguous and velocity.flags.c_contiguous):  # a flat view would be a copy
+        reference.sgd_update(parameter, grad, velocity, lr, momentum, weight_decay, nesterov)
+        return
     lr, momentum, weight_decay = (parameter.dtype.type(value) for value in (lr, momentum, weight_decay))
-    share(_sgd, parameter.size, parameter.reshape(-1), grad.reshape(-1), velocity.reshape(-1), lr, momentum, weight_decay,
+    share(_sgd, parameter.size, parameter.reshape(-1), flat(grad), velocity.reshape(-1), lr, momentum, weight_decay,
           nesterov)
 
 
 def adamw_update(parameter, grad, first, second, step, lr, betas, eps, weight_decay):
     """Adam with decoupled weight decay, in place: see the reference."""
+    if not all(array.flags.c_contiguous for array in (parameter, first, second)):
+        reference.adamw_update(parameter, grad, first, second, step, lr, betas, eps, weight_decay)
+        return
     (beta1, beta2), unbias = betas, [1 / (1 - beta**step) for beta in betas]
     numbers = [parameter.dtype.type(value)
                for value in (lr, 1 - lr * weight_decay, beta1, 1 - beta1, beta2, 1 - beta2, *unbias, eps)]
-    share(_adamw, parameter.size, parameter.reshape(-1), grad.reshape(-1), first.reshape(-1), second.reshape(-1), *numbers)
+    share(_adamw, parameter.size, parameter.reshape(-1), flat(grad), first.reshape(-1), second.reshape(-1), *numbers)

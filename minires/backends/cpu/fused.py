@@ -47,8 +47,14 @@ def divides(array, *channels):
     return all(count % lanes_of(array.dtype) == 0 for count in channels)
 
 
+def contiguous(arrays):
+    """C-contiguous versions of some arrays (None stays None): what the kernels read as memory."""
+    return None if arrays is None else tuple(None if array is None else np.ascontiguousarray(array) for array in arrays)
+
+
 def conv2d_moments(x, prologue, weight, stride, padding):
     """z = conv(a(x)), its mean and biased variance: see composed."""
+    x, prologue = np.ascontiguousarray(x), contiguous(prologue)
     KH, KW, C, O = weight.shape
     if not divides(x, O) or (prologue is not None and not divides(x, C)):
         return composed.conv2d_moments(_PlainKernels, x, prologue, weight, stride, padding)
@@ -65,6 +71,7 @@ def conv2d_moments(x, prologue, weight, stride, padding):
 
 def conv2d_bias_relu(x, weight, bias, residual, relu, stride, padding):
     """y = relu(conv(x) + bias + residual): see composed."""
+    x, (bias, residual) = np.ascontiguousarray(x), contiguous((bias, residual))
     KH, KW, C, O = weight.shape
     if not divides(x, O):
         return composed.conv2d_bias_relu(_PlainKernels, x, weight, bias, residual, relu, stride, padding)
@@ -97,7 +104,7 @@ def normalise_add_relu(z, prologue, residual):
     """y = relu((z - mean) * scale + bias + residual): see composed."""
     if not divides(z, z.shape[3]):
         return composed.normalise_add_relu(_PlainKernels, z, prologue, residual)
-    y = empty(z.shape, z.dtype)
+    y, prologue = empty(z.shape, z.dtype), contiguous(prologue)
     residual = np.empty((0, 0), z.dtype) if residual is None else norm.rows(residual)
     launch(_normalise_add_relu_kernel(lanes_of(z.dtype)), norm.PARTS, z.size, norm.rows(z), *prologue, residual,
            norm.rows(y))
@@ -132,8 +139,8 @@ def add_relu_gradient(dy, y, z, mean):
         return composed.add_relu_gradient(_PlainKernels, dy, y, z, mean)
     g, sums = empty(dy.shape, dy.dtype), np.empty((norm.PARTS, 2, C), dy.dtype)
     launch(_add_relu_gradient_kernel(lanes_of(z.dtype)), norm.PARTS, z.size, norm.rows(dy), norm.rows(y), norm.rows(z),
-           mean, norm.rows(g), sums)
-    return g, *sums.sum(0, dtype=np.float64)
+           np.ascontiguousarray(mean), norm.rows(g), sums)
+    return g, *_totals(sums, True)
 
 
 @njit
@@ -173,6 +180,8 @@ def _unit_gradient_kernel(rows, across, vectors, weight_rows, weight_vectors, la
 
 def conv2d_unit_gradient(g, z, normalisation, x, prologue, weight, stride, padding, residual_gradient, need_dx):
     """-> dx, dweight, sum(dx), sum(dx * (x - mean)): see composed."""
+    g, z, x, residual_gradient = contiguous((g, z, x, residual_gradient))
+    normalisation, prologue = contiguous(normalisation), contiguous(prologue)
     KH, KW, C, O = weight.shape
     N, H, W, _ = x.shape
     lanes = lanes_of(x.dtype)
@@ -211,7 +220,7 @@ def conv2d_unit_gradient(g, z, normalisation, x, prologue, weight, stride, paddi
 
 
 def _totals(sums, wanted):
-    return sums.sum(0, dtype=np.float64) if wanted else (None, None)
+    return sums.sum(0, dtype=np.float64).astype(sums.dtype) if wanted else (None, None)
 
 
 batchnorm_coefficients = composed.batchnorm_coefficients

@@ -102,7 +102,8 @@ def batchnorm_forward(x, weight, bias, eps):
 def batchnorm_apply(x, mean, var, weight, bias, eps):
     """y = weight * (x - mean) / sqrt(var + eps) + bias, in one pass."""
     y = empty(x.shape, x.dtype)
-    scale = (weight / np.sqrt(var + eps)).astype(x.dtype)
+    scale = np.ascontiguousarray((weight / np.sqrt(var + eps)).astype(x.dtype))
+    mean, bias = np.ascontiguousarray(mean), np.ascontiguousarray(bias)
     launch(_apply_kernel(channel_lanes(x.shape[-1], x.dtype)), PARTS, x.size, rows(x), mean, scale, bias, rows(y))
     return y
 
@@ -123,7 +124,7 @@ def batchnorm_coefficients(dweight_sum, dbias, var, weight, eps, count):
 
 def batchnorm_backward(dy, x, mean, var, weight, eps, batch_statistics):
     """-> dx: (..., C), dweight: (C,), dbias: (C,)."""
-    flat_dy, flat_x = rows(dy), rows(x)
+    flat_dy, flat_x, mean = rows(dy), rows(x), np.ascontiguousarray(mean)
     M, C = flat_x.shape
     lanes = channel_lanes(C, x.dtype)
     sums = np.empty((PARTS, 2, C), x.dtype)
@@ -131,7 +132,7 @@ def batchnorm_backward(dy, x, mean, var, weight, eps, batch_statistics):
     dbias, product = sums.sum(0, dtype=np.float64)
     *coefficients, dweight = batchnorm_coefficients(product, dbias, var, weight, eps, M if batch_statistics else None)
     dx = empty(x.shape, x.dtype)
-    coefficients = [coefficient.astype(x.dtype) for coefficient in coefficients]
+    coefficients = [np.ascontiguousarray(coefficient, x.dtype) for coefficient in coefficients]
     launch(_gradient_kernel(lanes), PARTS, x.size, flat_dy, flat_x, mean, *coefficients, rows(dx))
     return dx, dweight.astype(x.dtype), dbias.astype(x.dtype)
 

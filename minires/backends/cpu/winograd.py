@@ -108,6 +108,7 @@ def weight_kernel(m, lanes):
 def transform_weight(weight, m):
     """G weight G^T: (3, 3, C, O) -> (m + 2, m + 2, C, O)."""
     lanes = lanes_of(weight.dtype)
+    weight = np.ascontiguousarray(weight)
     points = empty((m + 2, m + 2, *weight.shape[2:]), weight.dtype)
     temp = scratch("winograd weight", 64 * lanes, weight.dtype)
     launch(weight_kernel(m, lanes), weight.shape[2], points.size, weight, points, temp)
