@@ -35,7 +35,8 @@ def conv2d_forward(x, weight, bias, stride, padding, dilation):
     KH, KW, _, O = weight.shape
     m = winograd_size(x.shape, x.dtype, O, (KH, KW), stride, padding, dilation)
     if m:
-        return winograd.forward(m, x, None, weight, epilogue=None if bias is None else (np.ascontiguousarray(bias), None, False))
+        epilogue = None if bias is None else (np.ascontiguousarray(bias), None, False)
+        return winograd.forward(m, x, None, weight, epilogue=epilogue)
     lanes = lanes_of(x.dtype)
     wide = round_up(O, lanes)
     plan = forward_gather(*x.shape[1:], wide, lanes, (KH, KW), stride, padding, dilation)
