@@ -18,7 +18,7 @@ from numba import njit
 from minires.backends.cpu import winograd
 from minires.backends.cpu.algorithm import winograd_size
 from minires.backends.cpu.arena import empty
-from minires.backends.cpu.gather import GROUPS, UNROLL, run_gather
+from minires.backends.cpu.gather import GROUPS, run_gather
 from minires.backends.cpu.geometry import choose_tiling, forward_gather, input_gradient_gather, round_up, weight_runs
 from minires.backends.cpu.host import lanes_of
 from minires.backends.cpu.images import copy_image, scratch
@@ -68,7 +68,7 @@ def weight_gradient_image(ROWS, VECTORS, LANES, image, dy, dy_start, dy_pitch, p
     for r in range(runs.shape[0]):
         for k in range(0, run, ROWS):
             for o in range(o_start, o_end, VECTORS * LANES):
-                tile(ROWS, ROWS, VECTORS, LANES, UNROLL,
+                tile(ROWS, ROWS, VECTORS, LANES,
                      image, runs[r] + k, 1, 0, step_column, step_row,
                      dy, dy_start + o, O, dy_pitch,
                      flat, r * run_stride + k * O + o, O, 0, OW, OH, 1)

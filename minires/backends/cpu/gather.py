@@ -28,7 +28,6 @@ from minires.backends.cpu.simd import load, rectify, store
 from minires.backends.cpu.threads import launch
 
 GROUPS = 16  # parts of the work: a fixed number, whatever the threads, so that every sum has a fixed order
-UNROLL = 2
 
 
 @njit
@@ -44,7 +43,7 @@ def gather_image(ROWS, ACROSS, VECTORS, LANES, image, weight, y, target, out_cha
                     w = min(w0, width - ACROSS)
                     for s in range(first, end):
                         a0, b0, k_len, r_len, a_slab, b_slab = segments[s]
-                        tile(ROWS, ACROSS, VECTORS, LANES, UNROLL,
+                        tile(ROWS, ACROSS, VECTORS, LANES,
                              image, a0 + h * step_row + w * step_column, step_column, step_row, 1, a_slab,
                              weight, b0 + o, out_channels, b_slab,
                              y, target + offset + o + h * row_stride + w * column_stride, column_stride, row_stride,

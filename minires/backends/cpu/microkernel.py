@@ -9,11 +9,11 @@ multiplies them by one broadcast element of A a row. The strides let one kernel 
 (A is the padded image, whose overlapping rows *are* the im2col matrix, so nothing is copied), its input gradient (the
 same with the weights flipped) and its weight gradient (rows are taps, the sum runs over pixels).
 
-Loop order: r (kernel rows) outside, k (contiguous taps x channels) inside, unrolled by `unroll`. Nothing but A and B is
+Loop order: r (kernel rows) outside, k (contiguous taps x channels) inside. Nothing but A and B is
 read: (rows + vectors * lanes) elements for 2 * rows * vectors * lanes operations, from the first-level cache.
 
 Numba's own vectoriser gives up on these loops (8 GFLOP/s a core pair against 300 to 400), so the body is written in
-LLVM's IR through `@intrinsic`. Numbers passed for rows, across, vectors, lanes and unroll must be compile-time constants.
+LLVM's IR through `@intrinsic`. Numbers passed for rows, across, vectors and lanes must be compile-time constants.
 """
 from llvmlite import ir
 from numba import types
@@ -24,22 +24,22 @@ I32, I64 = ir.IntType(32), ir.IntType(64)
 
 
 @intrinsic(prefer_literal=True)
-def tile(typingctx, rows, across, vectors, lanes, unroll, a, a0, a_row, a_down, a_col, a_slab, b, b0, b_row, b_slab,
+def tile(typingctx, rows, across, vectors, lanes, a, a0, a_row, a_down, a_col, a_slab, b, b0, b_row, b_slab,
          c, c0, c_row, c_down, k_len, r_len, accumulate):
     """The kernel of this module's docstring. a, b, c: arrays of one dtype; offsets and strides count elements."""
-    sizes = (rows, across, vectors, lanes, unroll)
+    sizes = (rows, across, vectors, lanes)
     if not all(isinstance(size, types.IntegerLiteral) for size in sizes):
         return None
-    rows, across, vectors, lanes, unroll = (size.literal_value for size in sizes)
+    rows, across, vectors, lanes = (size.literal_value for size in sizes)
     n = types.int64
-    signature = types.void(*(types.literal(size) for size in (rows, across, vectors, lanes, unroll)),
+    signature = types.void(*(types.literal(size) for size in (rows, across, vectors, lanes)),
                            a, n, n, n, n, n, b, n, n, n, c, n, n, n, n, n, n)
 
     def codegen(context, builder, sig, args):
         (a_val, a0, a_row, a_down, a_col, a_slab, b_val, b0, b_row, b_slab,
-         c_val, c0, c_row, c_down, k_len, r_len, accumulate) = args[5:]
+         c_val, c0, c_row, c_down, k_len, r_len, accumulate) = args[4:]
         scalar = context.get_data_type(a.dtype)
-        kernel = _Tile(builder, scalar, rows, across, vectors, lanes, unroll)
+        kernel = _Tile(builder, scalar, rows, across, vectors, lanes)
         pointers = (context.make_array(kind)(context, builder, value).data
                     for kind, value in ((a, a_val), (b, b_val), (c, c_val)))
         kernel.emit(*pointers, a0, a_row, a_down, a_col, a_slab, b0, b_row, b_slab, c0, c_row, c_down, k_len, r_len,
@@ -52,9 +52,9 @@ def tile(typingctx, rows, across, vectors, lanes, unroll, a, a0, a_row, a_down, 
 class _Tile:
     """Writes one tile's instructions at the builder's position."""
 
-    def __init__(self, builder, scalar, rows, across, vectors, lanes, unroll):
+    def __init__(self, builder, scalar, rows, across, vectors, lanes):
         self.builder, self.scalar = builder, scalar
-        self.rows, self.across, self.vectors, self.lanes, self.unroll = rows, across, vectors, lanes, unroll
+        self.rows, self.across, self.vectors, self.lanes = rows, across, vectors, lanes
         self.vector = ir.VectorType(scalar, lanes)
         self.align = 4 if isinstance(scalar, ir.FloatType) else 8
         suffix = f"v{lanes}f{8 * self.align}"
@@ -79,19 +79,16 @@ class _Tile:
         """row(i) of the module's docstring, in elements."""
         return self.builder.add(self.builder.mul(I64(i % self.across), step), self.builder.mul(I64(i // self.across), down))
 
-    def steps(self, acc, count, a_r, a_offsets, a_col, b_r, b_row, k):
-        """`count` steps of the reduction from k on: acc += A column * B row."""
-        acc = dict(acc)
-        for u in range(count):
-            k_u = self.builder.add(k, I64(u))
-            b_k = self.builder.mul(k_u, b_row)
-            b_vectors = [self.load(self.at(b_r, self.builder.add(b_k, I64(j * self.lanes)))) for j in range(self.vectors)]
-            a_k = self.builder.mul(k_u, a_col)
-            for i in range(self.rows):
-                a_i = self.broadcast(self.at(a_r, self.builder.add(a_k, a_offsets[i])))
-                for j in range(self.vectors):
-                    acc[i, j] = self.builder.call(self.fma, [a_i, b_vectors[j], acc[i, j]])
-        return acc
+    def step(self, acc, a_r, a_offsets, a_col, b_r, b_row, k):
+        """Step k of the reduction: acc + A column * B row."""
+        b_k, sums = self.builder.mul(k, b_row), {}
+        b_vectors = [self.load(self.at(b_r, self.builder.add(b_k, I64(j * self.lanes)))) for j in range(self.vectors)]
+        a_k = self.builder.mul(k, a_col)
+        for i in range(self.rows):
+            a_i = self.broadcast(self.at(a_r, self.builder.add(a_k, a_offsets[i])))
+            for j in range(self.vectors):
+                sums[i, j] = self.builder.call(self.fma, [a_i, b_vectors[j], acc[i, j]])
+        return sums
 
     def emit(self, a, b, c, a0, a_row, a_down, a_col, a_slab, b0, b_row, b_slab, c0, c_row, c_down, k_len, r_len,
              accumulate):
@@ -101,13 +98,12 @@ class _Tile:
         def cell(i, j):
             return self.at(c, builder.add(self.row_offset(i, c_row, c_down), I64(j * self.lanes)))
 
-        names = ("load", "slab", "main", "main_next", "tail", "slab_next", "end")
-        load, slab, main, main_next, tail, slab_next, end = (builder.append_basic_block(name) for name in names)
+        names = ("load", "slab", "step", "multiply", "slab_next", "end")
+        load, slab, step, multiply, slab_next, end = (builder.append_basic_block(name) for name in names)
         zero = ir.Constant(self.vector, [0.0] * self.lanes)
 
         entry = builder.basic_block
         a_offsets = [self.row_offset(i, a_row, a_down) for i in range(self.rows)]
-        k_main = builder.sub(k_len, builder.srem(k_len, I64(self.unroll)))
         builder.cbranch(builder.icmp_signed("!=", accumulate, I64(0)), load, slab)
         builder.position_at_end(load)
         loaded = {ij: self.load(cell(*ij)) for ij in cells}
@@ -124,48 +120,31 @@ class _Tile:
             acc_slab[ij].add_incoming(loaded[ij], load)
         a_r = self.at(a, builder.add(a0, builder.mul(r, a_slab)))
         b_r = self.at(b, builder.add(b0, builder.mul(r, b_slab)))
-        builder.branch(main)
+        builder.branch(step)
 
-        # the unrolled steps of the slab
-        builder.position_at_end(main)
+        # one step of the reduction a turn
+        builder.position_at_end(step)
         k = builder.phi(I64)
-        acc_main = {ij: builder.phi(self.vector) for ij in cells}
+        acc = {ij: builder.phi(self.vector) for ij in cells}
         k.add_incoming(I64(0), slab)
         for ij in cells:
-            acc_main[ij].add_incoming(acc_slab[ij], slab)
-        more = builder.icmp_signed("<", k, k_main)
-        builder.cbranch(more, main_next, tail)
-        builder.position_at_end(main_next)
-        acc = self.steps(acc_main, self.unroll, a_r, a_offsets, a_col, b_r, b_row, k)
-        k.add_incoming(builder.add(k, I64(self.unroll)), main_next)
+            acc[ij].add_incoming(acc_slab[ij], slab)
+        builder.cbranch(builder.icmp_signed("<", k, k_len), multiply, slab_next)
+        builder.position_at_end(multiply)
+        sums = self.step(acc, a_r, a_offsets, a_col, b_r, b_row, k)
+        k.add_incoming(builder.add(k, I64(1)), multiply)
         for ij in cells:
-            acc_main[ij].add_incoming(acc[ij], main_next)
-        builder.branch(main)
-
-        # what is left of it, a step at a time
-        builder.position_at_end(tail)
-        k_tail = builder.phi(I64)
-        acc_tail = {ij: builder.phi(self.vector) for ij in cells}
-        k_tail.add_incoming(k, main)
-        for ij in cells:
-            acc_tail[ij].add_incoming(acc_main[ij], main)
-        tail_next = builder.append_basic_block("tail_next")
-        builder.cbranch(builder.icmp_signed("<", k_tail, k_len), tail_next, slab_next)
-        builder.position_at_end(tail_next)
-        acc = self.steps(acc_tail, 1, a_r, a_offsets, a_col, b_r, b_row, k_tail)
-        k_tail.add_incoming(builder.add(k_tail, I64(1)), tail_next)
-        for ij in cells:
-            acc_tail[ij].add_incoming(acc[ij], tail_next)
-        builder.branch(tail)
+            acc[ij].add_incoming(sums[ij], multiply)
+        builder.branch(step)
 
         builder.position_at_end(slab_next)
         r_next = builder.add(r, I64(1))
         r.add_incoming(r_next, slab_next)
         for ij in cells:
-            acc_slab[ij].add_incoming(acc_tail[ij], slab_next)
+            acc_slab[ij].add_incoming(acc[ij], slab_next)
         builder.cbranch(builder.icmp_signed("<", r_next, r_len), slab, end)
 
         builder.position_at_end(end)
         for ij in cells:
-            store = builder.store(acc_tail[ij], builder.bitcast(cell(*ij), self.vector.as_pointer()))
+            store = builder.store(acc[ij], builder.bitcast(cell(*ij), self.vector.as_pointer()))
             store.align = self.align

@@ -20,7 +20,7 @@ import numpy as np
 from numba import njit
 
 from minires.backends.cpu.arena import empty
-from minires.backends.cpu.gather import GROUPS, UNROLL, finish
+from minires.backends.cpu.gather import GROUPS, finish
 from minires.backends.cpu.geometry import ACCUMULATORS, round_up
 from minires.backends.cpu.host import VECTOR_BYTES, lanes_of
 from minires.backends.cpu.images import copy_image, finish_gradient, load_gradient, load_normalised, scratch
@@ -77,7 +77,7 @@ def multiply(M, ROWS, VECTORS, LANES, C, O, v, weight, p, plane, tiles):
     for point in range((M + 2) * (M + 2)):
         for o in range(0, O, VECTORS * LANES):
             for t in range(0, tiles, ROWS):
-                tile(ROWS, ROWS, VECTORS, LANES, UNROLL, v, point * plane + t * C, C, 0, 1, 0,
+                tile(ROWS, ROWS, VECTORS, LANES, v, point * plane + t * C, C, 0, 1, 0,
                      weight, point * C * O + o, O, 0, p, point * plane + t * O + o, O, 0, C, 1, 0)
 
 
@@ -121,20 +121,21 @@ def forward_block(M, ROWS, VECTORS, LANES, C, O, first, last, x, mean, scale, sh
     """Images first .. last - 1 forward, in one thread's scratch. Empty arrays switch off what they are for."""
     H, W = y.shape[1], y.shape[2]
     tiles, flat_y = (H // M) * (W // M), y.reshape(-1)
+    channels, out_channels = np.int64(C), np.int64(O)  # no constants: the transforms are compiled once for all shapes
     for n in range(first, last):
         if mean.size:
             load_normalised(LANES, x, n, mean, scale, shift, image, start, pitch)
         else:
             copy_image(x, n, image, start, pitch)
-        transform_images(M, LANES, False, image, 0, pitch, C, H, W, v, (n - first) * tiles, plane, temp)
+        transform_images(M, LANES, False, image, 0, pitch, channels, H, W, v, (n - first) * tiles, plane, temp)
     multiply(M, ROWS, VECTORS, LANES, C, O, v, weight, p, plane, (last - first) * tiles)
     for n in range(first, last):
         target = n * H * W * O
-        transform_back(M, LANES, p, (n - first) * tiles, plane, flat_y, target, O, H, W, temp)
+        transform_back(M, LANES, p, (n - first) * tiles, plane, flat_y, target, out_channels, H, W, temp)
         if means.size:
             moments(LANES, flat_y.reshape(-1, O), n * H * W, (n + 1) * H * W, means, squares, n)
         if bias.size:
-            finish(LANES, flat_y, target, H * W, O, bias, residual, relu)
+            finish(LANES, flat_y, target, H * W, out_channels, bias, residual, relu)
 
 
 @cache
@@ -160,6 +161,7 @@ def gradient_block(M, ROWS, VECTORS, LANES, C, O, first, last, g, z, normalisati
     """Images first .. last - 1 backward, in one thread's scratch: their dx, and their share of du, added with `add`."""
     H, W, size = g.shape[1], g.shape[2] // O, M + 2
     z_size, x_size, tiles = (H + 2) * z_pitch, (H + 2) * x_pitch, (H // M) * (W // M)
+    channels, out_channels = np.int64(C), np.int64(O)
     for n in range(first, last):
         z_at, x_at = (n - first) * z_size, (n - first) * x_size
         if normalisation.size:
@@ -170,24 +172,25 @@ def gradient_block(M, ROWS, VECTORS, LANES, C, O, first, last, g, z, normalisati
             load_normalised(LANES, x, n, prologue[0], prologue[1], prologue[2], x_image, x_at + x_start, x_pitch)
         else:
             copy_image(x, n, x_image, x_at + x_start, x_pitch)
-        transform_images(M, LANES, False, x_image, x_at, x_pitch, C, H, W, v, (n - first) * tiles, plane, temp)
-        transform_images(M, LANES, True, z_image, z_at + z_start, z_pitch, O, H, W, p, (n - first) * tiles, plane, temp)
+        transform_images(M, LANES, False, x_image, x_at, x_pitch, channels, H, W, v, (n - first) * tiles, plane, temp)
+        transform_images(M, LANES, True, z_image, z_at + z_start, z_pitch, out_channels, H, W, p, (n - first) * tiles,
+                         plane, temp)
     for point in range(size * size):
         for c in range(0, C, ROWS):
             for o in range(0, O, VECTORS * LANES):
-                tile(ROWS, ROWS, VECTORS, LANES, UNROLL, v, point * plane + c, 1, 0, C, 0, p, point * plane + o, O, 0,
+                tile(ROWS, ROWS, VECTORS, LANES, v, point * plane + c, 1, 0, C, 0, p, point * plane + o, O, 0,
                      du, point * C * O + c * O + o, O, 0, (last - first) * tiles, 1, add)
     if dx.size:
         # The planes of v and p change roles: O channels in, C out.
         for n in range(first, last):
-            transform_images(M, LANES, False, z_image, (n - first) * z_size, z_pitch, O, H, W, p, (n - first) * tiles,
-                             plane, temp)
+            transform_images(M, LANES, False, z_image, (n - first) * z_size, z_pitch, out_channels, H, W, p,
+                             (n - first) * tiles, plane, temp)
         multiply(M, ROWS, VECTORS, LANES, O, C, p, weight, v, plane, (last - first) * tiles)
         for n in range(first, last):
             target = n * H * W * C
-            transform_back(M, LANES, v, (n - first) * tiles, plane, dx, target, C, H, W, temp)
-            finish_gradient(LANES, dx, target, x_image, (n - first) * x_size + x_start, x_pitch, x, prologue, H, W * C, C,
-                            residual, sums, n)
+            transform_back(M, LANES, v, (n - first) * tiles, plane, dx, target, channels, H, W, temp)
+            finish_gradient(LANES, dx, target, x_image, (n - first) * x_size + x_start, x_pitch, x, prologue, H,
+                            W * channels, channels, residual, sums, n)
 
 
 @njit
