@@ -13,13 +13,17 @@ import numpy as np
 from minires.backends import to_device, to_numpy
 from minires.errors import UserError
 
-_inference = ContextVar("minires_inference", default=False)
+_inference = ContextVar("minires_inference", default=None)  # inside inference_mode a dict: see inference_cache
 
 
 @contextmanager
 def inference_mode():
-    """Inside, forward keeps nothing for a backward pass (and may take folded, faster paths in evaluation mode)."""
-    token = _inference.set(True)
+    """Inside, forward keeps nothing for a backward pass, and in evaluation mode may take folded, faster paths.
+
+    What is folded is kept until the block is left: enter it once for many batches, and change no weight inside (but by
+    load_state_dict, astype or to).
+    """
+    token = _inference.set({})
     try:
         yield
     finally:
@@ -28,6 +32,11 @@ def inference_mode():
 
 def in_inference_mode():
     """Whether the caller is inside `inference_mode`."""
+    return _inference.get() is not None
+
+
+def inference_cache():
+    """The dict that lives as long as the `inference_mode` around the caller, for what is derived from weights."""
     return _inference.get()
 
 
@@ -145,7 +154,12 @@ class Layer:
                     value.convert(change)
             for name in layer.buffers:
                 setattr(layer, name, change(getattr(layer, name)))
+        self._weights_changed()
         return self.forget()
+
+    def _weights_changed(self):
+        if in_inference_mode():
+            inference_cache().clear()
 
     def astype(self, dtype):
         """Convert parameters and buffers to float32 or float64, in place. Returns self."""
@@ -185,6 +199,7 @@ class Layer:
             raise UserError(f"these weights do not fit this {type(self).__name__}: " + "; ".join(problems))
         for name, array in own.items():
             array[...] = to_device(np.asarray(state[name], array.dtype), "cpu" if isinstance(array, np.ndarray) else "cuda")
+        self._weights_changed()
         return self
 
     def _require(self, x, shape):

@@ -132,6 +132,20 @@ def test_a_fused_network_is_the_unfused_one(training, rng):
         assert np.abs(plain - fused).max() <= 1e-10 * max(1, np.abs(plain).max())
 
 
+def test_folded_weights_are_kept_while_inference_lasts_and_no_longer():
+    model, other = (fuse(build_model("resnet20", rng=np.random.default_rng(seed))).eval() for seed in (1, 2))
+    x = np.random.default_rng(3).standard_normal((2, 16, 16, 3)).astype(np.float32)
+    with inference_mode():
+        first, again, expected = model(x), model(x), other(x)
+        assert (first == again).all()
+        model.load_state_dict(other.state_dict())
+        np.testing.assert_array_equal(model(x), expected)
+    model.fc.bias.data += 1
+    model.layer1[0].conv1.weight.data *= 2
+    with inference_mode():
+        assert np.abs(model(x) - expected - 1).max() > 1e-3
+
+
 def test_training_follows_the_same_losses_fused_and_not():
     fused, plain = training_run(4, True)[0], training_run(4, False)[0]
     np.testing.assert_allclose(fused, plain, rtol=1e-3)

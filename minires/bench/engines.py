@@ -14,6 +14,8 @@ VARIANTS = ("eager", "channels_last", "compiled", "compiled_channels_last")  # o
 class MiniresEngine:
     """minires, fused as the trainer has it."""
 
+    _serving = None  # the inference mode it is in, once it is
+
     def __init__(self, model, weights, x, target, threads, fused=True):
         from minires.backends import set_num_threads
         from minires.layers.fused import fuse
@@ -39,10 +41,13 @@ class MiniresEngine:
         self.optimiser.step()
 
     def infer(self):
-        from minires.layer import inference_mode
+        if self._serving is None:  # entered once and for all, as a program that only answers would
+            from minires.layer import inference_mode
 
-        with inference_mode():
-            return self.model.eval().forward(self.x)
+            self._serving = inference_mode()
+            self._serving.__enter__()
+            self.model.eval()
+        return self.model.forward(self.x)
 
     def first_results(self, work):
         """{name: array} in PyTorch's layouts: logits, and for training loss and every gradient."""
@@ -63,6 +68,8 @@ class MiniresEngine:
 
 class TorchEngine:
     """PyTorch in one of VARIANTS."""
+
+    _serving = None
 
     def __init__(self, variant, model, weights, x, target, threads):
         import torch
@@ -91,8 +98,11 @@ class TorchEngine:
         self.optimiser.step()
 
     def infer(self):
-        with self.torch.inference_mode():
-            return self.model.eval()(self.x)
+        if self._serving is None:
+            self._serving = self.torch.inference_mode()
+            self._serving.__enter__()
+            self.model.eval()
+        return self.model(self.x)
 
     def first_results(self, work):
         """As MiniresEngine's."""

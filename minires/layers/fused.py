@@ -10,7 +10,7 @@ normalisation's output, with the two sums, sum(g) and sum(g * (z - mean)), that 
 they are all that couples the images of a batch.
 """
 from minires.backends import ops_for
-from minires.layer import in_inference_mode
+from minires.layer import in_inference_mode, inference_cache
 
 
 def fuse(model, on=True):
@@ -69,18 +69,31 @@ def backward(block, dy, shortcut=None, need_dx=True):
 
 
 def folded_forward(block, x, shortcut):
-    """Evaluation with nothing kept: each normalisation is an affine map of channels, folded into its convolution.
-
-    (conv(x) - mean) * scale + bias = conv(x; weight * scale) + (bias - mean * scale)
-    """
+    """Evaluation with nothing kept: each normalisation is an affine map of channels, folded into its convolution."""
     block.conv1.check(x)
     block._save()  # forgets what an earlier forward kept
-    ops, y = ops_for(x), x
-    units = list(block.units())
-    for conv, bn in units:
-        last = conv is units[-1][0]
-        scale = (bn.weight.data / (bn.running_var + bn.eps) ** 0.5).astype(x.dtype)
-        residual = shortcut.forward(x) if last and shortcut is not None else None
-        y = ops.conv2d_bias_relu(y, conv.weight.data * scale, bn.bias.data - bn.running_mean * scale, residual, True,
-                                 conv.stride, conv.padding)
+    ops, y, folded = ops_for(x), x, folded_units(block)
+    for index, (conv, weight, bias) in enumerate(folded):
+        residual = shortcut.forward(x) if shortcut is not None and index == len(folded) - 1 else None
+        y = ops.conv2d_bias_relu(y, weight, bias, residual, True, conv.stride, conv.padding)
     return y
+
+
+def folded_units(block):
+    """[(convolution, its weight, its bias)] with the normalisations folded in, once in an `inference_mode`:
+
+    (conv(x) - mean) * scale + bias = conv(x; weight * scale) + (bias - mean * scale)
+
+    The arrays are read-only, which lets a back end keep what it derives from them.
+    """
+    cache = inference_cache()
+    if id(block) not in cache:
+        units = []
+        for conv, bn in block.units():
+            scale = (bn.weight.data / (bn.running_var + bn.eps) ** 0.5).astype(bn.running_var.dtype)
+            weight, bias = conv.weight.data * scale, bn.bias.data - bn.running_mean * scale
+            if hasattr(weight.flags, "writeable"):  # CuPy's arrays have no such flag
+                weight.flags.writeable = False
+            units.append((conv, weight, bias))
+        cache[id(block)] = block, units  # the block too: its id must not be another's
+    return cache[id(block)][1]

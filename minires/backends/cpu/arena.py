@@ -4,6 +4,7 @@ A fresh array of megabytes costs a page fault every 4 KiB, more than many a kern
 of buffers that the arena keeps; a buffer is free again when nobody but the arena refers to it, which CPython's
 reference count tells (a view holds its buffer through `.base`).
 """
+import math
 import sys
 import threading
 
@@ -19,7 +20,7 @@ _UNUSED = next(sys.getrefcount(buffer) for buffer in _probe)
 def _view(buffer, shape, dtype):
     """An aligned array in a buffer of bytes: a vector that crosses a cache line costs two loads."""
     start = -buffer.ctypes.data % ALIGNMENT
-    return buffer[start:start + int(np.prod(shape)) * dtype.itemsize].view(dtype).reshape(shape)
+    return buffer[start:start + math.prod(shape) * dtype.itemsize].view(dtype).reshape(shape)
 
 
 def aligned(array):
@@ -42,7 +43,7 @@ class Arena:
     def empty(self, shape, dtype):
         """An uninitialised C-contiguous array, aligned to cache lines, whose memory returns here when it is dropped."""
         dtype = np.dtype(dtype)
-        size = int(np.prod(shape)) * dtype.itemsize
+        size = math.prod(shape) * dtype.itemsize
         if size < SMALLEST:
             return _view(np.empty(size + ALIGNMENT, np.uint8), shape, dtype)
         with self._lock:

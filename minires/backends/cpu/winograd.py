@@ -14,6 +14,7 @@ own scratch; then V of dz and, as forward, the input gradient.
 
 Bytes moved: x once, y once, as the direct kernel. Multiplications: (m + 2)^2 / (9 m^2) of the direct kernel's.
 """
+import weakref
 from functools import cache
 
 import numpy as np
@@ -106,7 +107,20 @@ def weight_kernel(m, lanes):
 
 
 def transform_weight(weight, m):
-    """G weight G^T: (3, 3, C, O) -> (m + 2, m + 2, C, O)."""
+    """G weight G^T: (3, 3, C, O) -> (m + 2, m + 2, C, O); remembered for a read-only weight while it lives."""
+    if weight.flags.writeable:
+        return _transform_weight(weight, m)
+    key = id(weight), m
+    if key not in _remembered:
+        _remembered[key] = _transform_weight(weight, m)
+        weakref.finalize(weight, _remembered.pop, key)
+    return _remembered[key]
+
+
+_remembered = {}
+
+
+def _transform_weight(weight, m):
     lanes = lanes_of(weight.dtype)
     weight = np.ascontiguousarray(weight)
     points = empty((m + 2, m + 2, *weight.shape[2:]), weight.dtype)
