@@ -247,6 +247,6 @@ for stride in {strides}:
 def test_narrower_vectors_compute_the_same(name, features, width):
     strides = [(1, 1), (2, 2)] if width == 32 else [(1, 1)]
     environment = {**os.environ, "NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": features}
-    done = subprocess.run([sys.executable, "-c", NARROW.format(width=width, strides=strides)], env=environment, capture_output=True,
-                          text=True)
+    program = NARROW.format(width=width, strides=strides)
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
