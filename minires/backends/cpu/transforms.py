@@ -18,8 +18,9 @@ dimensions the maps act on rows and on columns:  Y = A^T [(G g G^T) * (B^T d B)]
 
 and dd, summed over overlapping tiles, is again a convolution (of dy, with the kernel flipped), computed as one.
 
-Errors. The larger the points the larger the numbers that cancel: against float64, in units of the direct kernel's error,
-F(2, 3) has about 2 and F(4, 3) about 5 to 10 (python -m benchmarks.kernels prints them).
+Errors. The larger the points the larger the numbers that cancel. Root mean square against float64, relative, for the
+ResNet-20 shapes in float32: direct 2 to 4e-7 forward; F(2, 3) less, 1.6 to 2.7e-7, since it adds fewer terms; F(4, 3) 1.0 to
+1.8e-6, five times the direct kernel's. Weight gradients: 1 to 2e-7, the same, and 2 to 6e-7.
 
 Source: Winograd 1980; Lavin & Gray 2016, "Fast Algorithms for Convolutional Neural Networks", arXiv:1509.09308.
 
