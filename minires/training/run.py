@@ -56,6 +56,8 @@ def require_device(device):
     if device == "cuda" and importlib.util.find_spec("cupy") is None:
         raise UserError("device cuda needs CuPy, which is not installed: pip install 'minires[cuda12]' or "
                         "'minires[cuda13]', as your driver has it")
+    if device == "cuda" and importlib.util.find_spec("minires.backends.cuda") is None:
+        raise UserError("device cuda is not supported by this version of minires: use --device cpu")
     to_device(np.zeros(1, np.float32), device)
 
 
