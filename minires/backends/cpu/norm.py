@@ -10,6 +10,7 @@ from functools import cache
 import numpy as np
 from numba import njit
 
+from minires.backends.composed import batchnorm_coefficients
 from minires.backends.cpu.arena import empty
 from minires.backends.cpu.moments import channel_lanes, merge_moments, moments
 from minires.backends.cpu.simd import load, store
@@ -108,20 +109,6 @@ def batchnorm_apply(x, mean, var, weight, bias, eps):
     return y
 
 
-def batchnorm_coefficients(dweight_sum, dbias, var, weight, eps, count):
-    """(from_dy, from_x, constant) with dx = from_dy * dy + from_x * (x - mean) + constant, each (C,), and dweight.
-
-    The reference's dx, its per-channel factors collected; dweight_sum = sum(dy * (x - mean)). `count` is N * H * W, or
-    None where the statistics are constants.
-    """
-    inv_std = 1 / np.sqrt(var.astype(np.float64) + eps)
-    dweight = dweight_sum * inv_std
-    from_dy = weight * inv_std
-    if count is None:
-        return from_dy, np.zeros_like(from_dy), np.zeros_like(from_dy), dweight
-    return from_dy, -from_dy * inv_std * dweight / count, -from_dy * dbias / count, dweight
-
-
 def batchnorm_backward(dy, x, mean, var, weight, eps, batch_statistics):
     """-> dx: (..., C), dweight: (C,), dbias: (C,)."""
     flat_dy, flat_x, mean = rows(dy), rows(x), np.ascontiguousarray(mean)
@@ -129,12 +116,11 @@ def batchnorm_backward(dy, x, mean, var, weight, eps, batch_statistics):
     lanes = channel_lanes(C, x.dtype)
     sums = np.empty((PARTS, 2, C), x.dtype)
     launch(_gradient_sums_kernel(lanes), PARTS, x.size, flat_dy, flat_x, mean, sums)
-    dbias, product = sums.sum(0, dtype=np.float64)
-    *coefficients, dweight = batchnorm_coefficients(product, dbias, var, weight, eps, M if batch_statistics else None)
-    dx = empty(x.shape, x.dtype)
-    coefficients = [np.ascontiguousarray(coefficient, x.dtype) for coefficient in coefficients]
-    launch(_gradient_kernel(lanes), PARTS, x.size, flat_dy, flat_x, mean, *coefficients, rows(dx))
-    return dx, dweight.astype(x.dtype), dbias.astype(x.dtype)
+    count = M if batch_statistics else None
+    *factors, dweight, dbias = batchnorm_coefficients(*sums.sum(0, dtype=np.float64), var, weight, eps, count)
+    dx, factors = empty(x.shape, x.dtype), [np.ascontiguousarray(factor) for factor in factors]
+    launch(_gradient_kernel(lanes), PARTS, x.size, flat_dy, flat_x, mean, *factors, rows(dx))
+    return dx, dweight, dbias
 
 
 @njit(nogil=True, cache=True)
