@@ -10,18 +10,14 @@ from typing import Annotated
 import typer
 
 from minires.bench.command import bench
+from minires.commands.gradcheck import gradcheck
+from minires.commands.options import DataDir, Device, Shortcut, Threads, use_threads
+from minires.commands.plot import plot
 from minires.errors import UserError
 
 app = typer.Typer(help="A from-scratch, autograd-free ResNet engine.", no_args_is_help=True, add_completion=False,
                   pretty_exceptions_enable=False)
 _UsageError = typer.BadParameter.__base__  # typer shows this class under no name of its own
-
-Threads = Annotated[int | None, typer.Option(help="CPU threads; all by default.", show_default=False)]
-Device = Annotated[str, typer.Option(help="cpu or cuda.")]
-DataDir = Annotated[str | None, typer.Option(help="Folder that holds CIFAR-10 (cifar-10-batches-bin/ or -py/).",
-                                             show_default=False)]
-Shortcut = Annotated[str | None, typer.Option(help="A (identity, zero-padded channels) or B (1x1 projection); "
-                                                   "by default the family's own.", show_default=False)]
 
 
 @app.command()
@@ -54,7 +50,7 @@ def train(
     from minires.training.recipes import default_epochs, make_recipe
     from minires.training.run import Settings, build_run, make_run_folder, read_config, write_config
 
-    _use_threads(threads)
+    use_threads(threads)
     if resume is not None:
         given = [name for name in context.params if context.get_parameter_source(name).name == "COMMANDLINE"]
         refused = [name for name in given if name not in ("resume", "threads", "device")]
@@ -112,7 +108,7 @@ def evaluate(
     from minires.training.metrics import evaluate as score_of
     from minires.training.run import require_device
 
-    _use_threads(threads)
+    use_threads(threads)
     require_device(device)
     network, card = open_checkpoint(checkpoint, model, shortcut, mean, std)
     test = open_test_set(card, dataset, data_dir, records)
@@ -136,7 +132,7 @@ def predict(
     from minires.training.card import load_model
     from minires.training.run import newest_weights
 
-    _use_threads(threads)
+    use_threads(threads)
     if checkpoint is None:
         checkpoint = newest_weights()
         typer.echo(f"using {checkpoint}", err=True)
@@ -183,57 +179,8 @@ def summary(
     console.print(f"{model} on one {size} x {size} image; convolutions and linear layers are counted", style="dim")
 
 
-@app.command()
-def gradcheck(
-    target: Annotated[str | None, typer.Argument(help="A layer, a model, or layers; by default everything.")] = None,
-    details: Annotated[bool, typer.Option("--details", help="A line for each tensor.")] = False,
-    threads: Threads = None,
-):
-    """Prove the gradients: print the certificate, exit 1 when any is not the derivative."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    from minires.study.certificate import certificate, render
-
-    _use_threads(threads)
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=None)
-
-        def show(done, total, subject):
-            bar.update(task, completed=done, total=total, description=subject)
-
-        result = certificate(target, progress=show)
-    typer.echo(render(result, details))
-    if not result.passed:
-        raise typer.Exit(1)
-
-
-@app.command()
-def plot(
-    runs: Annotated[list[Path], typer.Argument(help="Folders of runs.")],
-    out: Annotated[Path, typer.Option(help="The picture.")] = Path("comparison.png"),
-):
-    """Draw the curves of several runs into one picture."""
-    from minires.plots import draw_comparison
-    from minires.training.metrics import read_metrics
-
-    curves = {str(run): read_metrics(run / "metrics.jsonl") for run in runs}
-    empty = [name for name, rows in curves.items() if not rows]
-    if empty:
-        raise UserError(f"{empty[0]}/metrics.jsonl holds no epoch yet: there is nothing to draw")
-    draw_comparison(curves, out)
-    typer.echo(f"drew {len(curves)} {'run' if len(curves) == 1 else 'runs'} into {out}")
-
-
-app.command()(bench)
-
-
-def _use_threads(threads):
-    if threads is not None:
-        from minires.backends import set_num_threads
-
-        set_num_threads(threads)
+for command in (gradcheck, plot, bench):
+    app.command()(command)
 
 
 def main(arguments=None):

@@ -148,11 +148,17 @@ def test_a_stopped_worker_ends_with_its_parent(tmp_path):
     with subprocess.Popen([sys.executable, "-c", script, json.dumps(small_setup(tmp_path))], stdin=subprocess.PIPE,
                           stdout=subprocess.PIPE, text=True, cwd=ROOT) as parent:
         status = Path(f"/proc/{int(parent.stdout.readline())}/stat")
-        state = status.read_text().rsplit(")", 1)[1].split()[0]
+
+        def state():
+            return status.read_text().rsplit(")", 1)[1].split()[0]
+
+        end = time.monotonic() + 5
+        while state() != "T" and time.monotonic() < end:  # the signal takes effect a moment after it was sent
+            time.sleep(0.01)
+        assert state() == "T"
         parent.kill()
-    assert state == "T"
     end = time.monotonic() + 5
-    while status.exists() and status.read_text().rsplit(")", 1)[1].split()[0] != "Z" and time.monotonic() < end:
+    while status.exists() and state() != "Z" and time.monotonic() < end:
         time.sleep(0.02)
     assert not status.exists() or status.read_text().rsplit(")", 1)[1].split()[0] == "Z"
 

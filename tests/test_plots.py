@@ -28,7 +28,7 @@ def figures(monkeypatch):
             super().__init__(*args, **options)
             made.append(self)
 
-    monkeypatch.setattr("minires.plots.Figure", Kept)
+    monkeypatch.setattr("minires.plots.style.Figure", Kept)
     return made
 
 

@@ -1,0 +1,5 @@
+"""Every picture, one file a subject. The only room that knows matplotlib."""
+from minires.plots.curves import draw_comparison, draw_curves
+from minires.plots.style import COLOURS
+
+__all__ = ["COLOURS", "draw_comparison", "draw_curves"]
