@@ -13,11 +13,11 @@ from minires.files import write_atomically
 START, END = "<!-- bench:start -->", "<!-- bench:end -->"
 
 
-def insert(text, table):
+def insert(text, table, start=START, end=END):
     """`text` with `table` between the markers. UserError unless each marker is there once, in order."""
-    if text.count(START) != 1 or text.count(END) != 1 or text.index(START) > text.index(END):
-        raise UserError(f"the README has no place for the table: expected one line {START} and, after it, one {END}")
-    return text[:text.index(START) + len(START)] + "\n" + table + "\n" + text[text.index(END):]
+    if text.count(start) != 1 or text.count(end) != 1 or text.index(start) > text.index(end):
+        raise UserError(f"the README has no place for the table: expected one line {start} and, after it, one {end}")
+    return text[:text.index(start) + len(start)] + "\n" + table + "\n" + text[text.index(end):]
 
 
 def main(

@@ -1,4 +1,4 @@
-"""The command line: minires train | eval | predict | summary | gradcheck | bench | plot.
+"""The command line: minires train | eval | predict | summary | gradcheck | xray | exercise | study | plot | bench | doctor.
 
 Exit codes: 0 done, 1 a fault of ours or a gradient that is wrong, 2 wrong input, 130 stopped by Ctrl-C. Each command
 imports what it needs when it runs, so that `minires --help` is quick.
@@ -10,9 +10,13 @@ from typing import Annotated
 import typer
 
 from minires.bench.command import bench
+from minires.commands.doctor import doctor
+from minires.commands.exercise import exercise
 from minires.commands.gradcheck import gradcheck
 from minires.commands.options import DataDir, Device, Shortcut, Threads, use_threads
 from minires.commands.plot import plot
+from minires.commands.study import study
+from minires.commands.xray import xray
 from minires.errors import UserError
 
 app = typer.Typer(help="A from-scratch, autograd-free ResNet engine.", no_args_is_help=True, add_completion=False,
@@ -179,8 +183,11 @@ def summary(
     console.print(f"{model} on one {size} x {size} image; convolutions and linear layers are counted", style="dim")
 
 
-for command in (gradcheck, plot, bench):
+for command in (gradcheck, bench, doctor, xray):
     app.command()(command)
+app.add_typer(exercise, name="exercise")
+app.add_typer(plot, name="plot")
+app.add_typer(study, name="study")
 
 
 def main(arguments=None):

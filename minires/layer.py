@@ -211,7 +211,12 @@ class Layer:
             raise UserError(f"{type(self).__name__} expects x of shape ({wanted}), got {tuple(x.shape)}")
         if x.size == 0:
             raise UserError(f"{type(self).__name__} got an empty x of shape {tuple(x.shape)}: a batch needs an image")
-        own = next((value.data.dtype for value in vars(self).values() if isinstance(value, Parameter)), x.dtype)
+        weights = next((value.data for value in vars(self).values() if isinstance(value, Parameter)), x)
+        if isinstance(weights, np.ndarray) != isinstance(x, np.ndarray):
+            mine, other = ("cpu", "cuda") if isinstance(weights, np.ndarray) else ("cuda", "cpu")
+            raise UserError(f"{type(self).__name__} is on {mine} and x on {other}: move one of them, as in "
+                            f"layer.to({other!r})")
+        own = weights.dtype
         if x.dtype != own or x.dtype not in (np.float32, np.float64):
             raise UserError(f"{type(self).__name__} computes in {own if own != x.dtype else 'float32 or float64'}, "
                             f"got x of dtype {x.dtype}: convert x, or the layer with astype")

@@ -31,9 +31,12 @@ class _Optimiser:
     def step(self):
         """Move every parameter by its gradient."""
         self.steps += 1
-        for parameter, state in zip(self.parameters, self.state, strict=True):
-            decay = self.weight_decay if self.decay_all or parameter.decays else 0.0
-            self._update(ops_for(parameter.data), parameter, state, decay)
+        data, grads = tuple(p.data for p in self.parameters), tuple(p.grad for p in self.parameters)
+        if isinstance(data[0], np.ndarray) != isinstance(self.state[0][0], np.ndarray):
+            raise UserError(f"{type(self).__name__} was made before its parameters were moved to another device: make it "
+                            "after model.to(...)")
+        decays = tuple(self.weight_decay if self.decay_all or p.decays else 0.0 for p in self.parameters)
+        self._update(ops_for(data[0]), data, grads, tuple(zip(*self.state, strict=True)), decays)
 
     def state_dict(self):
         """{"steps": int array, "0.velocity": array, ...}: NumPy copies, in the parameters' order."""
@@ -74,8 +77,8 @@ class SGD(_Optimiser):
             raise UserError("nesterov looks ahead along the velocity and needs momentum > 0, got momentum 0")
         self.momentum, self.nesterov = momentum, nesterov
 
-    def _update(self, ops, parameter, state, decay):
-        ops.sgd_update(parameter.data, parameter.grad, *state, self.lr, self.momentum, decay, self.nesterov)
+    def _update(self, ops, parameters, grads, state, decays):
+        ops.sgd_update(parameters, grads, *state, self.lr, self.momentum, decays, self.nesterov)
 
 
 class AdamW(_Optimiser):
@@ -95,8 +98,8 @@ class AdamW(_Optimiser):
         _require("betas", betas, all(0 <= beta < 1 for beta in betas), "in 0 <= beta < 1")
         self.betas, self.eps = tuple(betas), eps
 
-    def _update(self, ops, parameter, state, decay):
-        ops.adamw_update(parameter.data, parameter.grad, *state, self.steps, self.lr, self.betas, self.eps, decay)
+    def _update(self, ops, parameters, grads, state, decays):
+        ops.adamw_update(parameters, grads, *state, self.steps, self.lr, self.betas, self.eps, decays)
 
 
 def _require(name, value, fits, wanted):

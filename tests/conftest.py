@@ -1,12 +1,66 @@
-"""Fixtures every test may use: a seeded generator, and the back ends that NumPy arrays can be computed by."""
+"""Fixtures every test may use: a seeded generator, and the back ends that NumPy arrays can be computed by.
+
+`cuda` is one of them. Where CuPy finds a device it is used; where it does not, the stand-in of tests/cuda_host runs the same
+Python and the same .cu files on the host. `pytest -m gpu` runs the tests of `cuda` alone, and only with a device.
+"""
+import importlib
+import importlib.util
+import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from minires import backends
 from minires.backends import HOST_BACKENDS, use_backend
 
-DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+HERE = Path(__file__).resolve().parent
+DATA = HERE.parents[1] / "shared" / "data"
+BACKENDS = (*HOST_BACKENDS, "cuda")
+
+
+def _device_is_there():
+    if importlib.util.find_spec("cupy") is None:
+        return False
+    import cupy
+
+    try:
+        return cupy.cuda.runtime.getDeviceCount() > 0
+    except cupy.cuda.runtime.CUDARuntimeError:
+        return False
+
+
+ON_DEVICE = _device_is_there()
+if not ON_DEVICE:
+    for _name in [name for name in sys.modules if name.split(".")[0] == "cupy"]:
+        del sys.modules[_name]
+    sys.path.insert(0, str(HERE / "cuda_host"))
+
+
+def pytest_configure(config):
+    if ON_DEVICE:
+        return
+    if config.getoption("markexpr") == "gpu":
+        raise pytest.UsageError("-m gpu runs the tests of the cuda back end on a device, and CuPy finds none here")
+    import cupy
+
+    # Of every process of pytest-xdist: a library is built once a machine, as long as its source stays.
+    cupy._module.build_folder = config.cache.mkdir("cuda_on_host")
+
+
+def each_backend(*names):
+    """Parameters for tests of the back ends called `names`, those of cuda marked gpu."""
+    return [pytest.param(name, marks=pytest.mark.gpu) if name == "cuda" else name for name in names]
+
+
+def operators(name):
+    """The operators of a back end as functions of NumPy arrays."""
+    if name != "cuda":
+        return importlib.import_module(f"minires.backends.{name}")
+    import carried
+
+    return carried.module
 
 
 @pytest.fixture
@@ -14,11 +68,19 @@ def rng():
     return np.random.default_rng(0)
 
 
-@pytest.fixture(params=HOST_BACKENDS)
+@pytest.fixture(params=each_backend(*BACKENDS))
 def backend(request):
-    """The test runs once inside each back end; the value is its name."""
-    with use_backend(request.param):
+    """The test runs once inside each back end, with NumPy arrays; the value is its name."""
+    if request.param != "cuda":
+        with use_backend(request.param):
+            yield request.param
+        return
+    sys.modules["minires.backends.carried"] = operators("cuda")
+    token = backends._host_backend.set("carried")
+    try:
         yield request.param
+    finally:
+        backends._host_backend.reset(token)
 
 
 @pytest.fixture
@@ -27,6 +89,16 @@ def published():
     if not DATA.is_dir():
         pytest.skip(f"needs the published weights and images in {DATA}, which is not there")
     return DATA
+
+
+@pytest.fixture(autouse=True)
+def nothing_written_outside(request):
+    """After a test of cuda on the host: no kernel has written beside an array."""
+    yield
+    if not ON_DEVICE and _backend_of(request.node) == "cuda":
+        import cupy
+
+        cupy.check_guards()
 
 
 def relative_error(found, expected):
@@ -39,3 +111,35 @@ def relative_error(found, expected):
         return np.inf
     scale = np.abs(expected[finite]).max(initial=0)
     return np.abs(found[finite] - expected[finite]).max(initial=0) / (scale or 1)
+
+
+# --- the number of tests a back end ---
+
+
+def _backend_of(item):
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    for parameter in ("backend", "module"):
+        if parameters.get(parameter) in BACKENDS:
+            return parameters[parameter]
+    return "cuda" if item.path.name.startswith("test_cuda") else None
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        name = _backend_of(item)
+        if name:
+            item.user_properties.append(("backend", name))
+
+
+def pytest_terminal_summary(terminalreporter):
+    counts = {name: Counter() for name in BACKENDS}
+    for outcome in ("passed", "failed", "error", "skipped"):
+        for report in terminalreporter.stats.get(outcome, []):
+            name = dict(getattr(report, "user_properties", ())).get("backend")
+            if name and (report.when == "call" or outcome != "passed"):
+                counts[name][outcome] += 1
+    told = [f"{name} {', '.join(f'{count} {outcome}' for outcome, count in counts[name].items())}"
+            for name in BACKENDS if counts[name]]
+    if told:
+        where = "a device" if ON_DEVICE else "the host stand-in"
+        terminalreporter.write_line(f"back ends: {'; '.join(told)} (cuda on {where})")

@@ -3,6 +3,7 @@ import builtins
 
 import numpy as np
 import pytest
+from conftest import ON_DEVICE
 from safetensors.numpy import save_file
 
 from minires.data.cifar10 import read_records
@@ -240,17 +241,21 @@ def test_any_layer_is_a_model(rng):
 
 
 def test_published_resnet20(published, backend):
-    """The published weights on the first 1,000 test images: 915 right, and PyTorch's logits."""
+    """The published weights on the first 1,000 test images: 915 right, and PyTorch's logits.
+
+    Of cuda without a GPU the first 40: its kernels then take a minute for all.
+    """
     torch = pytest.importorskip("torch")
     from torch_resnet import cifar_resnet
 
     path = published / "pretrained" / "resnet20-12fca82f.th"
     data = read_records(published / "lossless" / "test_batch_first1000.bin")
-    x = ((data.images / np.float32(255) - np.array(MEAN, np.float32)) / np.array(STD, np.float32)).astype(np.float32)
+    count = 40 if backend == "cuda" and not ON_DEVICE else 1000
+    x = ((data.images[:count] / np.float32(255) - np.array(MEAN, np.float32)) / np.array(STD, np.float32)).astype(np.float32)
     network = load_torch_weights(build_model("resnet20"), path).eval()
     with inference_mode():
         logits = np.concatenate([network.forward(batch) for batch in np.split(x, 4)])
-    assert (logits.argmax(1) == data.labels).sum() == 915
+    assert count < 1000 or (logits.argmax(1) == data.labels).sum() == 915
 
     module = cifar_resnet(20).eval()
     state = torch.load(path, "cpu", weights_only=True)["state_dict"]

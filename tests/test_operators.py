@@ -5,19 +5,19 @@ import inspect
 import numpy as np
 import pytest
 from cases import AVG_POOLS, CONVOLUTIONS, IMAGES, LINEARS, MAX_POOLS
-from conftest import relative_error
+from conftest import BACKENDS, each_backend, operators, relative_error
 
-from minires.backends import HOST_BACKENDS, reference
+from minires.backends import reference
 from minires.layers.arguments import pair
 
 STEPS_OF_THE_MATHS = {"output_size", "taps", "pad_image", "crop_image", "im2col", "col2im"}  # not operators
 OPERATORS = {name: function for name, function in vars(reference).items()
              if inspect.isfunction(function) and name not in STEPS_OF_THE_MATHS}
-IN_PLACE = {"sgd_update": (0, 2), "adamw_update": (0, 2, 3)}  # the arguments that are changed, and nothing is returned
+IN_PLACE = {"sgd_update": (0, 2), "adamw_update": (0, 2, 3)}  # the tuples that are changed, and nothing is returned
 TOLERANCE = {np.float64: 1e-12, np.float32: 1e-5}
 FUSED = {"conv2d_moments", "conv2d_bias_relu", "normalise_add_relu", "add_relu_gradient", "conv2d_unit_gradient",
          "batchnorm_coefficients"}
-OTHERS = [name for name in HOST_BACKENDS if name != "reference"]
+OTHERS = [name for name in BACKENDS if name != "reference"]
 
 
 def _conv(draw):
@@ -104,13 +104,15 @@ def _arguments(name, rng, dtype):
                     softmax = reference.softmax_cross_entropy_forward(logits, target, smoothing)[1]
                     yield from [(softmax, target, smoothing), (softmax, target.astype(np.int32), smoothing)]
     elif name in IN_PLACE:
-        for shape in [(1,), (17,), (3, 3, 16, 33), (64, 10)]:
-            parameter, grad, first, second = draw(*shape), draw(*shape), draw(*shape), np.abs(draw(*shape))
+        for shapes in [[(1,)], [(17,)], [(3, 3, 16, 33)], [(64, 10), (10,), (3, 1, 5, 7)], [(5,)] * 40]:
+            parameters, grads, firsts, spreads = (tuple(draw(*shape) for shape in shapes) for _ in range(4))
+            decays = tuple(0.01 * (index % 3) for index in range(len(shapes)))
             if name == "sgd_update":
-                for momentum, decay, nesterov in [(0.0, 0.0, False), (0.9, 5e-4, False), (0.9, 5e-4, True)]:
-                    yield parameter, grad, first, 0.1, momentum, decay, nesterov
+                for momentum, nesterov in [(0.0, False), (0.9, False), (0.9, True)]:
+                    yield parameters, grads, firsts, 0.1, momentum, decays, nesterov
             else:
-                yield from [(parameter, grad, first, second, step, 1e-2, (0.9, 0.99), 1e-8, 0.05) for step in (1, 7)]
+                seconds = tuple(map(np.abs, spreads))
+                yield from [(parameters, grads, firsts, seconds, step, 1e-2, (0.9, 0.99), 1e-8, decays) for step in (1, 7)]
     else:
         for shape in [*IMAGES, (2, 5), (7, 3, 4)]:
             x, dy, weight, bias = draw(*shape), draw(*shape), draw(shape[-1]), draw(shape[-1])
@@ -160,7 +162,7 @@ def _results(name, function, arguments):
     found = function(*arguments)
     if name in IN_PLACE:
         assert found is None
-        return [arguments[place] for place in IN_PLACE[name]]
+        return [array for place in IN_PLACE[name] for array in arguments[place]]
     return list(found) if isinstance(found, tuple) else [found]
 
 
@@ -189,7 +191,7 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("module", OTHERS)
+@pytest.mark.parametrize("module", each_backend(*OTHERS))
 def test_every_backend_has_the_reference_signatures(module):
     other = importlib.import_module(f"minires.backends.{module}")
     for name, function in OPERATORS.items():
@@ -198,9 +200,9 @@ def test_every_backend_has_the_reference_signatures(module):
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 @pytest.mark.parametrize("name", OPERATORS)
-@pytest.mark.parametrize("module", OTHERS)
+@pytest.mark.parametrize("module", each_backend(*OTHERS))
 def test_matches_the_reference(module, name, dtype, rng):
-    function, cases = getattr(importlib.import_module(f"minires.backends.{module}"), name), 0
+    function, cases = getattr(operators(module), name), 0
     for arguments in _arguments(name, rng, dtype):
         wide = _change(lambda array: array.astype(np.float64 if array.dtype == dtype else array.dtype), arguments)
         expected = _change(lambda array: array.astype(dtype if array.dtype == np.float64 else array.dtype),
@@ -212,7 +214,7 @@ def test_matches_the_reference(module, name, dtype, rng):
 
 @pytest.mark.parametrize("name", OPERATORS)
 def test_keeps_its_dtype_and_its_hands_off_the_inputs(name, backend, rng):
-    function = getattr(importlib.import_module(f"minires.backends.{backend}"), name)
+    function = getattr(operators(backend), name)
     changed = IN_PLACE.get(name, ())
     for dtype in (np.float32, np.float64):
         for arguments in _arguments(name, rng, dtype):
@@ -230,7 +232,7 @@ def test_keeps_its_dtype_and_its_hands_off_the_inputs(name, backend, rng):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", OPERATORS)
 def test_any_memory_layout(name, layout, backend, rng):
-    function = getattr(importlib.import_module(f"minires.backends.{backend}"), name)
+    function = getattr(operators(backend), name)
     for arguments in list(_arguments(name, rng, np.float64))[::3]:
         expected = _results(name, OPERATORS[name], _copies(arguments))
         strided = _change(LAYOUTS[layout], arguments)
@@ -239,7 +241,7 @@ def test_any_memory_layout(name, layout, backend, rng):
 
 @pytest.mark.parametrize("name", sorted(set(OPERATORS) - set(IN_PLACE)))
 def test_read_only_inputs(name, backend, rng):
-    function = getattr(importlib.import_module(f"minires.backends.{backend}"), name)
+    function = getattr(operators(backend), name)
     for arguments in list(_arguments(name, rng, np.float64))[:3]:
         expected = _results(name, OPERATORS[name], _copies(arguments))
         for value in _arrays(arguments):
@@ -250,7 +252,7 @@ def test_read_only_inputs(name, backend, rng):
 @pytest.mark.parametrize("name", sorted(set(OPERATORS) - set(IN_PLACE)))
 def test_results_stay_what_they_were(name, backend, rng):
     """A back end may use memory again, but not while somebody holds a result or a part of one."""
-    function = getattr(importlib.import_module(f"minires.backends.{backend}"), name)
+    function = getattr(operators(backend), name)
     cases = list(_arguments(name, rng, np.float32))
     largest = max(cases, key=lambda arguments: sum(value.nbytes for value in _arrays(arguments)))
     results = _arrays(_results(name, function, _copies(largest)))
@@ -265,7 +267,7 @@ def test_results_stay_what_they_were(name, backend, rng):
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 def test_max_pool_of_infinities_and_nan(backend, dtype):
     """Padding never wins, not even against -inf; the first of equals wins; a NaN wins over all."""
-    ops = importlib.import_module(f"minires.backends.{backend}")
+    ops = operators(backend)
     geometry = ((3, 3), (2, 2), (1, 1), (1, 1))
     x = np.full((1, 4, 4, 2), -np.inf, dtype)
     x[0, 3, 3, 1] = np.nan
@@ -285,7 +287,7 @@ def test_max_pool_of_infinities_and_nan(backend, dtype):
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 def test_nan_is_not_swallowed(backend, dtype):
     """Somebody's training that has gone wrong must show, not continue on zeros."""
-    ops = importlib.import_module(f"minires.backends.{backend}")
+    ops = operators(backend)
     x = np.ones((2, 4, 4, 3), dtype)
     x[0, 1, 1, 1] = np.nan
     weight, ones = np.ones((3, 3, 3, 4), dtype), np.ones(3, dtype)
@@ -301,7 +303,7 @@ def test_nan_is_not_swallowed(backend, dtype):
 @pytest.mark.parametrize("offset", [1e3, 1e4])
 def test_variance_far_from_zero(backend, offset, rng):
     """E[x^2] - E[x]^2 would lose every digit in float32."""
-    ops = importlib.import_module(f"minires.backends.{backend}")
+    ops = operators(backend)
     x = (offset + rng.standard_normal((8, 16, 16, 5))).astype(np.float32)
     expected = x.astype(np.float64).var((0, 1, 2))
     _, _, var = ops.batchnorm_forward(x, np.ones(5, np.float32), np.zeros(5, np.float32), 1e-5)

@@ -228,12 +228,3 @@ def test_the_newest_weights(tmp_path):
         (tmp_path / name / "best.safetensors").touch()
         os.utime(tmp_path / name / "best.safetensors", (1e9 - age, 1e9 - age))
     assert newest_weights(tmp_path) == tmp_path / "b" / "best.safetensors"
-
-
-def test_cuda_with_cupy_but_no_back_end_for_it_is_one_sentence(monkeypatch):
-    from minires.training import run
-
-    found = {"cupy": object(), "minires.backends.cuda": None}
-    monkeypatch.setattr(run.importlib.util, "find_spec", found.get)
-    with pytest.raises(UserError, match="not supported by this version"):
-        run.require_device("cuda")

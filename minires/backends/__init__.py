@@ -7,6 +7,8 @@
 All expose the same functions with the same signatures, so a layer never asks where its arrays live.
 """
 import importlib
+import importlib.util
+import sys
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -57,9 +59,43 @@ def to_device(array, device):
     """A NumPy or CuPy array on `device`, "cpu" or "cuda" (no copy when it is there already)."""
     if device == "cpu":
         return to_numpy(array)
-    if device == "cuda":
-        return importlib.import_module("minires.backends.cuda").asarray(array)
-    raise UserError(f"unknown device {device!r}: choose cpu or cuda")
+    if device == "cuda" and "minires.backends.cuda" in sys.modules:
+        return sys.modules["minires.backends.cuda"].asarray(array)
+    require_device(device)
+    return to_device(array, device)
+
+
+def require_device(device):
+    """UserError, one sentence that says what is missing and what to install, unless `device`, "cpu" or "cuda", works."""
+    if device not in ("cpu", "cuda"):
+        raise UserError(f"unknown device {device!r}: choose cpu or cuda")
+    if device == "cpu":
+        return
+    extra = "pip install 'minires[cuda12]' or 'minires[cuda13]', as your driver has it"
+    if importlib.util.find_spec("cupy") is None:
+        raise UserError(f"device cuda needs CuPy, which is not installed: {extra}")
+    try:
+        trial = importlib.import_module("minires.backends.cuda.trial")
+    except ImportError as error:
+        raise UserError("device cuda needs CuPy, which is installed but does not load "
+                        f"({_first_line(error)}): {extra}") from error
+    problem = trial.what_is_missing()
+    if problem is not None:
+        raise UserError(problem.format(extra=extra))
+
+
+@contextmanager
+def memory_advice(batch_size):
+    """Within, memory that does not suffice, the device's or the host's, is a UserError that names a batch size to try."""
+    try:
+        yield
+    except MemoryError as error:
+        smaller = f"try a batch size of {batch_size // 2}" if batch_size > 1 else "use a smaller network or smaller images"
+        raise UserError(f"a batch of {batch_size} does not fit into memory ({_first_line(error)}): {smaller}") from error
+
+
+def _first_line(error):
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def to_numpy(array):

@@ -286,27 +286,29 @@ def mse_backward(y, target):
     return (y - target) * y.dtype.type(2 / y.size)
 
 
-# --- optimisers' updates, in place -----------------------------------------------------------------------------------
+# --- optimisers' updates, in place, of all parameters at once: tuples of arrays, and each array's own weight decay ------
 
 
-def sgd_update(parameter, grad, velocity, lr, momentum, weight_decay, nesterov):
+def sgd_update(parameters, grads, velocities, lr, momentum, weight_decays, nesterov):
     """g = grad + weight_decay * parameter; velocity = momentum * velocity + g; parameter -= lr * step, where step is
     g + momentum * velocity with `nesterov` and velocity without (PyTorch's SGD)."""
-    g = grad + weight_decay * parameter
-    velocity *= momentum
-    velocity += g
-    parameter -= lr * (g + momentum * velocity if nesterov else velocity)
+    for parameter, grad, velocity, weight_decay in zip(parameters, grads, velocities, weight_decays, strict=True):
+        g = grad + weight_decay * parameter
+        velocity *= momentum
+        velocity += g
+        parameter -= lr * (g + momentum * velocity if nesterov else velocity)
 
 
-def adamw_update(parameter, grad, first, second, step, lr, betas, eps, weight_decay):
+def adamw_update(parameters, grads, firsts, seconds, step, lr, betas, eps, weight_decays):
     """Decoupled weight decay, then Adam with bias correction; `step` counts from 1 (Loshchilov & Hutter 2019)."""
-    parameter *= 1 - lr * weight_decay
-    first *= betas[0]
-    first += (1 - betas[0]) * grad
-    second *= betas[1]
-    second += (1 - betas[1]) * grad**2
-    corrected = np.sqrt(second / (1 - betas[1] ** step)) + eps
-    parameter -= lr / (1 - betas[0] ** step) * first / corrected
+    for parameter, grad, first, second, weight_decay in zip(parameters, grads, firsts, seconds, weight_decays, strict=True):
+        parameter *= 1 - lr * weight_decay
+        first *= betas[0]
+        first += (1 - betas[0]) * grad
+        second *= betas[1]
+        second += (1 - betas[1]) * grad**2
+        corrected = np.sqrt(second / (1 - betas[1] ** step)) + eps
+        parameter -= lr / (1 - betas[0] ** step) * first / corrected
 
 
 # --- fused operators: compositions of the above, defined in composed.py ----------------------------------------------

@@ -33,6 +33,7 @@ def bench(
     work: Annotated[str, typer.Option(help="training, inference or both.")] = "training,inference",
     variants: Annotated[str, typer.Option(help="Of PyTorch: eager, channels_last, compiled, compiled_channels_last."
                                           )] = "eager,channels_last,compiled",
+    device: Annotated[str, typer.Option(help="cpu, or cuda: of every engine, timed by device events.")] = "cpu",
     threads: Annotated[int | None, typer.Option(help="CPU threads of every engine; all by default.",
                                                 show_default=False)] = None,
     repetitions: Annotated[int, typer.Option(help="Rounds; an engine has one turn in each.")] = 15,
@@ -47,6 +48,7 @@ def bench(
     from minires.bench.engines import VARIANTS
     from minires.bench.machine import describe_machine
     from minires.files import write_atomically
+    from minires.training.run import require_device
 
     if quick:
         models, batches, work, variants, repetitions = "resnet20", "32", "training", "eager,channels_last", 3
@@ -63,9 +65,10 @@ def bench(
     engines = ["minires", *(_chosen("--variants", variants, VARIANTS) if vs else ())]
     sizes = None if batches is None else _batch_sizes(batches)
     threads = compare.usable_threads(threads)
+    require_device(device)
     if vs:
-        _require_torch()
-    machine = describe_machine()
+        _require_torch(device)
+    machine = describe_machine(device)
     typer.echo(tables.machine_text(machine, threads))
     plan = [(model, kind, batch) for kind in work for model in models
             for batch in sizes or compare.default_batches(model, kind)]
@@ -74,7 +77,7 @@ def bench(
         for number, cell in enumerate(plan, 1):
             if sys.stderr.isatty():
                 typer.echo(f"measuring {number} of {len(plan)}: {cell[0]}, {cell[1]}, batch {cell[2]}", err=True)
-            result["cells"].append(compare.measure_cell(*cell, engines, threads, repetitions))
+            result["cells"].append(compare.measure_cell(*cell, engines, threads, repetitions, device=device))
             typer.echo("\n" + tables.cell_text(result["cells"][-1]))
     except compare.Disagreement as error:
         typer.echo(f"minires: error: {cell[0]}, {cell[1]}, batch {cell[2]}: {error}", err=True)
@@ -82,17 +85,23 @@ def bench(
     batch = (sizes or compare.default_batches(models[0], "training"))[0]
     first = (models[0], batch, engines, threads)
     steps = result["first_steps"] = {"model": models[0], "batch": batch}
-    steps["warm"] = compare.measure_first_steps(*first, launches)
+    steps["warm"] = compare.measure_first_steps(*first, launches, device=device)
     if cold:
-        steps["cold"] = compare.measure_first_steps(*first, 1, cold=True)
+        steps["cold"] = compare.measure_first_steps(*first, 1, cold=True, device=device)
     typer.echo("\n" + tables.first_steps_text(result["first_steps"]))
     if json_file is not None:
         write_atomically(json_file, (json.dumps(result, indent=1) + "\n").encode())
         typer.echo(f"\nwrote {json_file}")
 
 
-def _require_torch():
+def _require_torch(device):
     import importlib.util
 
     if importlib.util.find_spec("torch") is None:
         raise UserError("--vs torch needs PyTorch, which is not installed: pip install 'minires[torch]'")
+    if device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise UserError(f"--vs torch --device cuda needs a PyTorch that finds the GPU, and {torch.__version__} does "
+                            "not: install its CUDA build, or leave --vs out to time minires alone")

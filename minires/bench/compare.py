@@ -17,6 +17,7 @@ from minires.bench.workers import Worker, WorkerError, spread, take_turns
 
 MODELS = ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "resnet18", "resnet34")  # resnet18, 34: CIFAR stem
 WORK = ("training", "inference")
+CACHES = ("NUMBA_CACHE_DIR", "CUPY_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")  # of compiled kernels
 LOGITS_TOLERANCE = 1e-3  # of the largest logit, or absolute where all are below 1
 LOSS_TOLERANCE = 1e-4  # of the loss
 # Of a gradient's norm. Of millions of pre-activations some lie within rounding of zero and pass the ReLU in one engine
@@ -94,7 +95,7 @@ def fill_cache(setup):
         worker.first_step()
 
 
-def measure_cell(model, work, batch, engines, threads, repetitions, tick=lambda: None):
+def measure_cell(model, work, batch, engines, threads, repetitions, tick=lambda: None, device="cpu"):
     """One cell as a dict: model, work, batch, agreement, engines {name: seconds, spread, peak memory, ratio}, left_out.
 
     engines: "minires" and names of engines.VARIANTS. Raises Disagreement before anything is timed.
@@ -103,7 +104,8 @@ def measure_cell(model, work, batch, engines, threads, repetitions, tick=lambda:
         files = write_inputs(folder, model, batch)
         workers, results, left_out = {}, {}, {}
         for name in engines:
-            setup = {"engine": name, "model": model, "work": work, "batch": batch, "threads": threads, **files}
+            setup = {"engine": name, "model": model, "work": work, "batch": batch, "threads": threads,
+                     "device": device, **files}
             out = Path(folder) / f"{name}.npz"
             worker = None
             try:
@@ -137,7 +139,7 @@ def measure_cell(model, work, batch, engines, threads, repetitions, tick=lambda:
             "best": best}
 
 
-def measure_first_steps(model, batch, engines, threads, launches, cold=False):
+def measure_first_steps(model, batch, engines, threads, launches, cold=False, device="cpu"):
     """{engine: {"ready": [...], "first_step": [...]}}: seconds from a new process's start until its engine is built and
     until its first training step is done, for each of `launches`. cold: with empty caches of compiled kernels.
     """
@@ -148,8 +150,9 @@ def measure_first_steps(model, batch, engines, threads, launches, cold=False):
             times = {"ready": [], "first_step": []}
             for launch in range(launches):
                 caches = Path(folder) / f"cache-{name}-{launch}"
-                environment = {variable: str(caches) for variable in ("NUMBA_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR")}
-                setup = {"engine": name, "model": model, "work": "training", "batch": batch, "threads": threads, **files}
+                environment = {variable: str(caches) for variable in CACHES}
+                setup = {"engine": name, "model": model, "work": "training", "batch": batch, "threads": threads,
+                         "device": device, **files}
                 with Worker(setup, environment if cold else None) as worker:
                     try:
                         ready, done = worker.start(), worker.first_step()

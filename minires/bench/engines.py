@@ -2,13 +2,40 @@
 
 Both get the same weights, batch and hyperparameters: cross-entropy, SGD with Nesterov momentum and weight decay. Each is
 set up as its own documentation advises for speed: minires with fused blocks, PyTorch with its fused SGD, gradients set to
-None, in-place ReLU, and compiled with static shapes. Images are standardised shapes (minires.data), kept in each engine's
+None, in-place ReLU, compiled with static shapes and on a GPU with cuDNN's search for its quickest kernels; both multiply in
+float32 there, PyTorch's TF32 is off. Images are standardised shapes (minires.data), kept in each engine's
 own layout before the clock starts.
+
+On a CPU the clock is the host's, on a GPU the device's own: events before and after the steps, which are read when both
+have happened, so that launches run ahead as they do in training.
 """
+import time
+
 import numpy as np
 
 SGD = {"lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4, "nesterov": True}
 VARIANTS = ("eager", "channels_last", "compiled", "compiled_channels_last")  # of PyTorch
+
+
+def host_seconds(run, steps):
+    """Seconds of `steps` calls."""
+    began = time.perf_counter()
+    for _ in range(steps):
+        run()
+    return time.perf_counter() - began
+
+
+def device_seconds(run, steps, event, milliseconds):
+    """Seconds on the device from the first to the last of `steps` calls.
+
+    event(): one that is recorded in the current stream; milliseconds(begin, end): the time between two that have happened.
+    """
+    begin = event()
+    for _ in range(steps):
+        run()
+    end = event()
+    end.synchronize()
+    return milliseconds(begin, end) / 1e3
 
 
 class MiniresEngine:
@@ -16,18 +43,20 @@ class MiniresEngine:
 
     _serving = None  # the inference mode it is in, once it is
 
-    def __init__(self, model, weights, x, target, threads, fused=True):
-        from minires.backends import set_num_threads
+    def __init__(self, model, weights, x, target, threads, fused=True, device="cpu"):
+        from minires.backends import set_num_threads, to_device
         from minires.layers.fused import fuse
         from minires.losses import CrossEntropyLoss
         from minires.models import build_model
         from minires.optim import SGD as Optimiser
 
-        set_num_threads(threads)
-        self.model = fuse(build_model(model), fused).load_state_dict(weights)
+        if device == "cpu":
+            set_num_threads(threads)
+        self.model = fuse(build_model(model), fused).load_state_dict(weights).to(device)
         self.model.input_gradient = False
         self.loss, self.optimiser = CrossEntropyLoss(), Optimiser(self.model.parameters(), **SGD)
-        self.x, self.target = x, target
+        self.device = device
+        self.x, self.target = to_device(x, device), to_device(target, device)
 
     def _gradients(self):
         self.optimiser.zero_grad()
@@ -51,19 +80,41 @@ class MiniresEngine:
 
     def first_results(self, work):
         """{name: array} in PyTorch's layouts: logits, and for training loss and every gradient."""
+        from minires.backends import to_numpy
+
         if work == "inference":
-            return {"logits": self.infer()}
+            return {"logits": to_numpy(self.infer())}
         loss, y = self._gradients()
         gradients = {}
         for name, parameter in self.model.named_parameters():
-            grad = parameter.grad
+            grad = to_numpy(parameter.grad)
             gradients[f"grad {name}"] = grad.transpose(3, 2, 0, 1) if grad.ndim == 4 else grad.T
-        return {"loss": np.asarray(loss), "logits": y, **gradients}
+        return {"loss": np.asarray(float(loss)), "logits": to_numpy(y), **gradients}
 
-    def arena_bytes(self):
-        from minires.backends.cpu.arena import arena
+    def seconds(self, run, steps):
+        """Seconds of `steps` calls of `run`, by the clock of where they compute."""
+        if self.device == "cpu":
+            return host_seconds(run, steps)
+        import cupy
 
-        return arena.held
+        return device_seconds(run, steps, lambda: cupy.cuda.get_current_stream().record(), cupy.cuda.get_elapsed_time)
+
+    def wait(self):
+        """Return when everything that was started is done."""
+        if self.device == "cuda":
+            import cupy
+
+            cupy.cuda.get_current_stream().synchronize()
+
+    def memory(self):
+        """What it held at the most beyond the process's own: {"arena_bytes"} on a CPU, {"peak_bytes"} of a GPU's memory."""
+        if self.device == "cpu":
+            from minires.backends.cpu.arena import arena
+
+            return {"arena_bytes": arena.held}
+        import cupy
+
+        return {"peak_bytes": cupy.get_default_memory_pool().total_bytes()}
 
 
 class TorchEngine:
@@ -71,20 +122,22 @@ class TorchEngine:
 
     _serving = None
 
-    def __init__(self, variant, model, weights, x, target, threads):
+    def __init__(self, variant, model, weights, x, target, threads, device="cpu"):
         import torch
 
         from minires.bench.torch_resnet import build_torch_model
 
-        self.torch = torch
+        self.torch, self.device = torch, device
         torch.set_num_threads(threads)
+        torch.backends.cudnn.benchmark = device == "cuda"
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         layout = torch.channels_last if "channels_last" in variant else torch.contiguous_format
-        self.module = build_torch_model(model, weights).to(memory_format=layout)
+        self.module = build_torch_model(model, weights).to(device, memory_format=layout)
         self.model = torch.compile(self.module, dynamic=False) if "compiled" in variant else self.module
-        # fused: one kernel a tensor instead of several, the quickest of torch's three implementations on a CPU
+        # fused: one kernel a tensor on a CPU and one for all on a GPU, the quickest of torch's three implementations
         self.optimiser = torch.optim.SGD(self.module.parameters(), fused=True, **SGD)
-        self.x = torch.from_numpy(x).permute(0, 3, 1, 2).contiguous(memory_format=layout)
-        self.target = torch.from_numpy(target)
+        self.x = torch.from_numpy(x).permute(0, 3, 1, 2).contiguous(memory_format=layout).to(device)
+        self.target = torch.from_numpy(target).to(device)
 
     def _gradients(self):
         self.optimiser.zero_grad()
@@ -107,7 +160,28 @@ class TorchEngine:
     def first_results(self, work):
         """As MiniresEngine's."""
         if work == "inference":
-            return {"logits": self.infer().numpy()}
+            return {"logits": self.infer().cpu().numpy()}
         loss, y = self._gradients()
-        gradients = {f"grad {name}": parameter.grad.numpy() for name, parameter in self.module.named_parameters()}
-        return {"loss": loss.detach().numpy(), "logits": y.detach().numpy(), **gradients}
+        gradients = {f"grad {name}": parameter.grad.cpu().numpy() for name, parameter in self.module.named_parameters()}
+        return {"loss": loss.detach().cpu().numpy(), "logits": y.detach().cpu().numpy(), **gradients}
+
+    def seconds(self, run, steps):
+        """As MiniresEngine's."""
+        if self.device == "cpu":
+            return host_seconds(run, steps)
+
+        def event():
+            recorded = self.torch.cuda.Event(enable_timing=True)
+            recorded.record()
+            return recorded
+
+        return device_seconds(run, steps, event, lambda begin, end: begin.elapsed_time(end))
+
+    def wait(self):
+        """As MiniresEngine's."""
+        if self.device == "cuda":
+            self.torch.cuda.synchronize()
+
+    def memory(self):
+        """As MiniresEngine's; the caching allocator's reserve on a GPU."""
+        return {"peak_bytes": self.torch.cuda.max_memory_reserved()} if self.device == "cuda" else {}

@@ -47,7 +47,12 @@ def machine_text(machine, threads):
     """One line on where and with what."""
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     vectors = next((name for name in ("avx512f", "avx2", "avx", "neon") if name in machine["features"]), "no vectors")
-    return (f"{machine['processor']} ({machine['llvm_name']}, {vectors}), {threads} of {machine['cores']} cores, "
+    device, on = machine.get("device"), ""
+    if device:
+        on = (f"{device['name']} (compute capability {device['compute_capability']}, "
+              f"{device['memory_bytes'] / 2**30:.0f} GiB, driver for CUDA {device['driver']}), its events as clock and "
+              "its memory; ")
+    return (f"{on}{machine['processor']} ({machine['llvm_name']}, {vectors}), {threads} of {machine['cores']} cores, "
             f"{versions}, {machine['date']}")
 
 

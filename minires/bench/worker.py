@@ -39,7 +39,8 @@ def build(setup):
     engine = setup["engine"]
     with np.load(setup["weights"] if engine == "minires" else setup["torch_weights"]) as weights:
         arguments = (setup["model"], dict(weights), x, target, setup["threads"])
-    return MiniresEngine(*arguments) if engine == "minires" else TorchEngine(engine, *arguments)
+    on = {"device": setup.get("device", "cpu")}
+    return MiniresEngine(*arguments, **on) if engine == "minires" else TorchEngine(engine, *arguments, **on)
 
 
 def answer(engine, run, command):
@@ -51,15 +52,13 @@ def answer(engine, run, command):
         return {}
     if command["do"] == "first":
         run()
+        engine.wait()
         return {"now": time.time()}
     if command["do"] == "time":
         run()
-        began = time.perf_counter()
-        for _ in range(command["steps"]):
-            run()
-        return {"seconds": (time.perf_counter() - began) / command["steps"]}
+        return {"seconds": engine.seconds(run, command["steps"]) / command["steps"]}
     if command["do"] == "memory":
-        return {"peak_bytes": peak_bytes(), "arena_bytes": engine.arena_bytes() if hasattr(engine, "arena_bytes") else None}
+        return {"peak_bytes": peak_bytes(), "arena_bytes": None, **engine.memory()}
     raise ValueError(f"unknown command {command['do']!r}")
 
 
@@ -75,6 +74,7 @@ def main():
             if engine is None:
                 engine = build(command)
                 run = engine.step if command["work"] == "training" else engine.infer
+                engine.wait()
                 reply = {"now": time.time()}
             else:
                 reply = answer(engine, run, command)

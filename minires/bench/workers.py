@@ -23,7 +23,8 @@ class WorkerError(RuntimeError):
 
 
 class Worker:
-    """An engine in a process of its own. setup: engine, model, work, batch, threads, data, weights, torch_weights."""
+    """An engine in a process of its own. setup: engine, model, work, batch, threads, data, weights,
+    torch_weights, and device if it is not cpu."""
 
     def __init__(self, setup, environment=None):
         self.setup, self.name = setup, setup["engine"]

@@ -40,7 +40,7 @@ class Standardise:
     """y = (x / 255 - mean) / std, for each channel.
 
     x: (N, H, W, C) uint8;  y: (N, H, W, C) `dtype`;  mean, std: (C,), of pixels in [0, 1].
-    A byte has 256 values, so y is looked up: computed once in float64, rounded once.
+    A byte has 256 values, so y is looked up in `table`, (C, 256): computed once in float64, rounded once.
     Raises UserError for statistics of different lengths, or a std that is not above 0.
     """
 
@@ -50,19 +50,25 @@ class Standardise:
             raise UserError(f"mean {mean.shape} and std {std.shape} do not match: expected one number a channel, (C,)")
         if not (np.isfinite(mean).all() and np.isfinite(std).all() and (std > 0).all()):
             raise UserError(f"mean {mean.tolist()} and std {std.tolist()}: expected finite numbers, std above 0")
-        self._table = ((np.arange(256)[:, None] / 255 - mean) / std).astype(dtype).T.copy()  # (C, 256)
+        self.table = ((np.arange(256)[:, None] / 255 - mean) / std).astype(dtype).T.copy()  # (C, 256)
 
     @property
     def channels(self) -> int:
-        return len(self._table)
+        return len(self.table)
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         if x.dtype != np.uint8 or x.shape[-1] != self.channels:
             raise UserError(f"images are {x.dtype} {x.shape}: expected uint8 (N, H, W, {self.channels})")
-        y = np.empty(x.shape, self._table.dtype)
-        for channel, table in enumerate(self._table):
+        y = np.empty(x.shape, self.table.dtype)
+        for channel, table in enumerate(self.table):
             y[..., channel] = table.take(x[..., channel])  # a third faster than table[x]
         return y
+
+
+def draw_crops(n: int, rng: np.random.Generator, padding: int = 4, flip: bool = True) -> tuple[np.ndarray, ...]:
+    """What `augment_batch` does to n images: top, left: (n,) integers, 0 to 2 * padding; mirrored: (n,) bool."""
+    top, left = rng.integers(0, 2 * padding + 1, (2, n))
+    return top, left, rng.random(n) < 0.5 if flip else np.zeros(n, bool)
 
 
 def augment_batch(images: np.ndarray, rng: np.random.Generator, padding: int = 4, flip: bool = True) -> np.ndarray:
@@ -74,8 +80,7 @@ def augment_batch(images: np.ndarray, rng: np.random.Generator, padding: int = 4
     if padding < 0:
         raise UserError(f"padding {padding} is negative: expected 0 or more pixels")
     n, height, width, channels = images.shape
-    top, left = rng.integers(0, 2 * padding + 1, (2, n))
-    mirrored = rng.random(n) < 0.5 if flip else np.zeros(n, bool)
+    top, left, mirrored = draw_crops(n, rng, padding, flip)
 
     padded = np.zeros((n, height + 2 * padding, width + 2 * padding, channels), images.dtype)
     padded[:, padding : padding + height, padding : padding + width] = images

@@ -80,13 +80,18 @@ class Loader:
         whole, rest = divmod(len(self.dataset), self.batch_size)
         return whole + (rest > 0 and not self.drop_last)
 
+    def begin_epoch(self) -> tuple[np.ndarray, np.random.Generator | None]:
+        """A new epoch: the images' places in the data set, in the order of the batches, and the stream that
+        `augment_batch` draws from, batch by batch (None without shuffle and augment)."""
+        random = self.shuffle or self.augment
+        rng = np.random.default_rng(self.rng.integers(2**63)) if random else None
+        return rng.permutation(len(self.dataset)) if self.shuffle else np.arange(len(self.dataset)), rng
+
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         # Drawn here and not in the generator, whose body only runs when the first batch is asked for.
-        random = self.shuffle or self.augment
-        return self._epoch(np.random.default_rng(self.rng.integers(2**63)) if random else None)
+        return self._epoch(*self.begin_epoch())
 
-    def _epoch(self, rng):
-        order = rng.permutation(len(self.dataset)) if self.shuffle else np.arange(len(self.dataset))
+    def _epoch(self, order, rng):
         starts = range(0, len(self) * self.batch_size, self.batch_size)
         jobs = (partial(self._batch, order[start : start + self.batch_size], rng) for start in starts)
         # One worker makes the batches in order, so the draws from rng are in order too. Leaving the block, by the end,

@@ -5,32 +5,46 @@ from pathlib import Path
 
 import numpy as np
 
-from minires.backends import to_device, to_numpy
+from minires.backends import memory_advice, to_device, to_numpy
 from minires.errors import UserError
 from minires.files import write_atomically
 from minires.layer import inference_mode
+
+READ_EVERY = 50  # batches of a device between two times that the host waits for it
 
 
 @dataclass
 class Score:
     """Loss and accuracy over some images, added up batch by batch; the mean over images, whatever the batches' sizes.
 
-    loss_sum: the sum over images of the loss. correct, seen: (K,) images of each class, right and in all.
+    loss_sum: the sum over images of the loss. correct, seen: (K,) images of each class, right and in all. Batches of a
+    device are put aside and counted READ_EVERY at a time, or when `read` is called.
     """
 
     loss_sum: float = 0.0
     correct: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     seen: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
+    waiting: list = field(default_factory=list)
+
     def add(self, loss, y, target):
-        """Count a batch: loss, its mean; y: (N, K) logits; target: (N,)."""
-        K, target = y.shape[1], to_numpy(target)
-        right = to_numpy(y.argmax(1)) == target
+        """Count a batch: loss, its mean; y: (N, K) logits; target: (N,). Returns the losses that became known by it."""
         if not len(self.seen):
-            self.correct, self.seen = np.zeros((2, K), np.int64)
-        self.loss_sum += loss * len(target)
-        self.correct += np.bincount(target[right], minlength=K)
-        self.seen += np.bincount(target, minlength=K)
+            self.correct, self.seen = np.zeros((2, y.shape[1]), np.int64)
+        self.waiting.append((loss, y.argmax(1), target))
+        return self.read() if isinstance(y, np.ndarray) or len(self.waiting) == READ_EVERY else []
+
+    def read(self):
+        """Count what was put aside, waiting for the device if it is there; returns the losses, in order."""
+        losses = []
+        for loss, guess, target in self.waiting:
+            target = to_numpy(target)
+            losses.append(float(loss))
+            self.loss_sum += losses[-1] * len(target)
+            self.correct += np.bincount(target[to_numpy(guess) == target], minlength=len(self.seen))
+            self.seen += np.bincount(target, minlength=len(self.seen))
+        self.waiting.clear()
+        return losses
 
     @property
     def images(self):
@@ -66,8 +80,10 @@ def evaluate(model, loss, loader, device="cpu"):
         with inference_mode():
             for x, target in loader:
                 x, target = to_device(x, device), to_device(target, device)
-                y = model.forward(x)
-                score.add(float(loss.forward(y, target)), y, target)
+                with memory_advice(len(x)):
+                    y = model.forward(x)
+                    score.add(loss.forward(y, target), y, target)
+            score.read()
     finally:
         for layer, training in modes:
             layer.training = training

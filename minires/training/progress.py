@@ -38,9 +38,11 @@ class Progress:
     def step(self, score):
         """A step is done; score: the epoch's so far."""
         if self.show and self.console.is_terminal:
-            rate = score.images / (time.perf_counter() - self.began)
-            status = f"loss {score.loss:.3f}   accuracy {score.accuracy:.1%}   {rate:,.0f} images/s"
-            self.bar.update(self.task, advance=1, status=status)
+            self.bar.update(self.task, advance=1)
+            if score.images:  # a device's first batches are still waiting to be read
+                rate = score.images / (time.perf_counter() - self.began)
+                status = f"loss {score.loss:.3f}   accuracy {score.accuracy:.1%}   {rate:,.0f} images/s"
+                self.bar.update(self.task, status=status)
 
     def end_epoch(self, row):
         """An epoch is done and evaluated; row: its line of metrics.jsonl."""

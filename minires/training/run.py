@@ -1,5 +1,4 @@
 """A run of the command line: its settings, the folder that holds them, and the Trainer they build."""
-import importlib.util
 import tomllib
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -8,7 +7,7 @@ import numpy as np
 import tomli_w
 
 import minires
-from minires.backends import to_device
+from minires.backends import require_device
 from minires.data import Loader, channel_statistics, load_dataset, split_train_validation
 from minires.errors import UserError
 from minires.files import write_atomically
@@ -16,6 +15,7 @@ from minires.layers.fused import fuse
 from minires.losses import CrossEntropyLoss
 from minires.models import build_model
 from minires.training.card import ModelCard
+from minires.training.feed import feed
 from minires.training.recipes import Recipe
 from minires.training.trainer import Trainer
 
@@ -51,16 +51,6 @@ class Settings:
                 raise UserError(f"{name} {value} is too small: expected {least} or more")
 
 
-def require_device(device):
-    """UserError unless arrays can be put on `device`, "cpu" or "cuda"."""
-    if device == "cuda" and importlib.util.find_spec("cupy") is None:
-        raise UserError("device cuda needs CuPy, which is not installed: pip install 'minires[cuda12]' or "
-                        "'minires[cuda13]', as your driver has it")
-    if device == "cuda" and importlib.util.find_spec("minires.backends.cuda") is None:
-        raise UserError("device cuda is not supported by this version of minires: use --device cpu")
-    to_device(np.zeros(1, np.float32), device)
-
-
 def build_run(settings, out=None, device="cpu", progress=True):
     """(Trainer, ModelCard) for `settings`: data loaded, model initialised, nothing written yet.
 
@@ -85,10 +75,11 @@ def build_run(settings, out=None, device="cpu", progress=True):
     drop_last = len(train) > batch_size and len(train) % batch_size == 1
     batches = Loader(train, batch_size, mean=mean, std=std, augment=recipe.augment, shuffle=True, rng=batch_rng,
                      drop_last=drop_last)
+    batches = feed(batches, device)
     optimiser = recipe.make_optimiser(model.parameters())
     schedule = recipe.make_schedule(optimiser, settings.epochs * len(batches))
-    trainer = Trainer(model, optimiser, batches, card.loader(test),
-                      validation=None if validation is None else card.loader(validation), schedule=schedule,
+    trainer = Trainer(model, optimiser, batches, feed(card.loader(test), device),
+                      validation=None if validation is None else feed(card.loader(validation), device), schedule=schedule,
                       loss=CrossEntropyLoss(recipe.label_smoothing), out=out, about=card.about(), device=device,
                       progress=progress)
     return trainer, card

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from minires.backends import to_device
+from minires.backends import memory_advice, to_device
 from minires.errors import UserError
 from minires.files import save_tensors, write_atomically
 from minires.losses import CrossEntropyLoss
@@ -95,30 +95,35 @@ class Trainer:
         return self
 
     def _train_epoch(self, epoch, progress):
-        began, score = time.perf_counter(), Score()
+        began, score, rates = time.perf_counter(), Score(), []
         self.model.train()
         for x, target in self.train:
-            x, target = to_device(x, self.device), to_device(target, self.device)
-            lr = self.optimiser.lr
+            rates.append(self.optimiser.lr)
             # Numbers that overflow show up in the loss, and are reported there.
-            with np.errstate(over="ignore", invalid="ignore"):
+            with np.errstate(over="ignore", invalid="ignore"), memory_advice(len(x)):
+                x, target = to_device(x, self.device), to_device(target, self.device)
                 y = self.model.forward(x)
-                loss = float(self.loss.forward(y, target))
-                if not math.isfinite(loss):
-                    raise UserError(f"the loss became {loss} in epoch {epoch}, at step {self.optimiser.steps + 1} with "
-                                    f"learning rate {lr:.3g}: train with a lower learning rate")
+                known = score.add(self.loss.forward(y, target), y, target)
+                self._require_finite(known, epoch, rates)
                 self.optimiser.zero_grad()
                 self.model.backward(self.loss.backward())
                 self.optimiser.step()
             if self.schedule is not None:
                 self.schedule.step()
-            score.add(loss, y, target)
             progress.step(score)
+        self._require_finite(score.read(), epoch, rates)
         if not score.images:
             raise UserError(f"the training loader yielded no batch in epoch {epoch}: pass one to iterate again")
         seconds = time.perf_counter() - began
-        return {"train_loss": score.loss, "train_accuracy": score.accuracy, "lr": lr, "seconds": seconds,
+        return {"train_loss": score.loss, "train_accuracy": score.accuracy, "lr": rates[-1], "seconds": seconds,
                 "images_per_second": score.images / seconds}
+
+    def _require_finite(self, losses, epoch, rates):
+        """UserError for a loss that is not finite. losses: those of the last steps, of a device read late."""
+        for step, loss in enumerate(losses, len(rates) - len(losses)):
+            if not math.isfinite(loss):
+                raise UserError(f"the loss became {loss} in epoch {epoch}, at its step {step + 1} with learning rate "
+                                f"{rates[step]:.3g}: train with a lower learning rate")
 
     def _open_folder(self):
         if self.out is None:

@@ -114,20 +114,30 @@ def _adamw(first, last, thread, parameter, grad, mean, square, lr, keep, beta1, 
             p[i] = p[i] * keep - lr * unbias1 * m[i] / (np.sqrt(v[i] * unbias2) + eps)
 
 
-def sgd_update(parameter, grad, velocity, lr, momentum, weight_decay, nesterov):
+def sgd_update(parameters, grads, velocities, lr, momentum, weight_decays, nesterov):
     """PyTorch's SGD with momentum, in place: see the reference."""
+    for parameter, grad, velocity, weight_decay in zip(parameters, grads, velocities, weight_decays, strict=True):
+        _sgd_one(parameter, grad, velocity, lr, momentum, weight_decay, nesterov)
+
+
+def _sgd_one(parameter, grad, velocity, lr, momentum, weight_decay, nesterov):
     if not (parameter.flags.c_contiguous and velocity.flags.c_contiguous):  # a flat view would be a copy
-        reference.sgd_update(parameter, grad, velocity, lr, momentum, weight_decay, nesterov)
+        reference.sgd_update((parameter,), (grad,), (velocity,), lr, momentum, (weight_decay,), nesterov)
         return
     lr, momentum, weight_decay = (parameter.dtype.type(value) for value in (lr, momentum, weight_decay))
     share(_sgd, parameter.size, parameter.reshape(-1), flat(grad), velocity.reshape(-1), lr, momentum, weight_decay,
           nesterov)
 
 
-def adamw_update(parameter, grad, first, second, step, lr, betas, eps, weight_decay):
+def adamw_update(parameters, grads, firsts, seconds, step, lr, betas, eps, weight_decays):
     """Adam with decoupled weight decay, in place: see the reference."""
+    for parameter, grad, first, second, weight_decay in zip(parameters, grads, firsts, seconds, weight_decays, strict=True):
+        _adamw_one(parameter, grad, first, second, step, lr, betas, eps, weight_decay)
+
+
+def _adamw_one(parameter, grad, first, second, step, lr, betas, eps, weight_decay):
     if not all(array.flags.c_contiguous for array in (parameter, first, second)):
-        reference.adamw_update(parameter, grad, first, second, step, lr, betas, eps, weight_decay)
+        reference.adamw_update((parameter,), (grad,), (first,), (second,), step, lr, betas, eps, (weight_decay,))
         return
     (beta1, beta2), unbias = betas, [1 / (1 - beta**step) for beta in betas]
     numbers = [parameter.dtype.type(value)

@@ -1,0 +1,221 @@
+"""The stand-in's array: as strict as CuPy's about NumPy arrays and implicit copies, and it counts synchronisations."""
+import operator
+
+import numpy as np
+
+from cupy._memory import Buffer
+
+KINDS = "biuf"
+
+
+class Counters:
+    """synchronisations: how often the host has waited for a result; launches: of kernels of our own."""
+
+    synchronisations = launches = 0
+
+
+counters = Counters()
+
+
+def host(value):
+    """The NumPy array inside, or the Python or NumPy scalar itself; anything else is refused as CuPy refuses it."""
+    if isinstance(value, ndarray):
+        return value._a
+    if isinstance(value, (bool, int, float, np.generic)):
+        return value
+    raise TypeError(f"Unsupported type {type(value)}")
+
+
+def wrap(values):
+    """A device array with a copy of `values` in memory of its own."""
+    values = np.asarray(values)
+    order = "F" if values.flags.f_contiguous and not values.flags.c_contiguous else "C"
+    array = ndarray(values.shape, values.dtype, order=order)
+    array._a[...] = values
+    return array
+
+
+class Flags:
+    """The flags that CuPy has; `writeable` is none of them."""
+
+    def __init__(self, flags):
+        self.c_contiguous, self.f_contiguous, self.owndata = flags.c_contiguous, flags.f_contiguous, flags.owndata
+
+
+class MemoryPointer:
+    """Where an array begins."""
+
+    def __init__(self, ptr, mem):
+        self.ptr, self.mem = ptr, mem
+
+
+class ndarray:
+    """An array in `device` memory. Not a numpy.ndarray, and NumPy cannot read it."""
+
+    __array_priority__ = 100
+
+    def __init__(self, shape, dtype=float, memptr=None, strides=None, order="C"):
+        assert memptr is None and strides is None
+        dtype = np.dtype(dtype)
+        if dtype.kind not in KINDS:
+            raise ValueError(f"Unsupported dtype {dtype}")
+        shape = (shape,) if isinstance(shape, (int, np.integer)) else tuple(shape)
+        self._buffer = Buffer(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize)
+        self._a = self._buffer.bytes.view(dtype).reshape(shape, order=order)
+
+    def _view(self, values):
+        view = object.__new__(ndarray)
+        view._a, view._buffer = values, self._buffer
+        return view
+
+    def _view_or_copy(self, values):
+        return self._view(values) if np.may_share_memory(values, self._buffer.bytes) else wrap(values)
+
+    # --- what it is ---
+
+    shape = property(lambda self: self._a.shape)
+    dtype = property(lambda self: self._a.dtype)
+    ndim = property(lambda self: self._a.ndim)
+    size = property(lambda self: self._a.size)
+    nbytes = property(lambda self: self._a.nbytes)
+    itemsize = property(lambda self: self._a.itemsize)
+    strides = property(lambda self: self._a.strides)
+    flags = property(lambda self: Flags(self._a.flags))
+    T = property(lambda self: self._view(self._a.T))
+    data = property(lambda self: MemoryPointer(self._a.ctypes.data, self._buffer))
+
+    def __len__(self):
+        return len(self._a)
+
+    # --- to the host: each of these waits for the device ---
+
+    def get(self, stream=None, order="C", out=None, blocking=True):
+        counters.synchronisations += 1
+        return self._a.copy()
+
+    def item(self):
+        return self.get().item()
+
+    def tolist(self):
+        return self.get().tolist()
+
+    def __bool__(self):
+        return bool(self.get())
+
+    def __float__(self):
+        return float(self.get())
+
+    def __int__(self):
+        return int(self.get())
+
+    def __index__(self):
+        return operator.index(self.get())
+
+    def __repr__(self):
+        return repr(self.get())
+
+    def __array__(self, dtype=None, copy=None):
+        raise TypeError("Implicit conversion to a NumPy array is not allowed. Please use `.get()` to construct a NumPy "
+                        "array explicitly.")
+
+    # --- views, copies ---
+
+    def _key(self, key):
+        if isinstance(key, tuple):
+            return tuple(self._key(part) for part in key)
+        if isinstance(key, np.ndarray):
+            raise TypeError(f"Unsupported type {type(key)}")
+        if isinstance(key, ndarray):
+            counters.synchronisations += key.dtype == bool  # the result's size is not known before
+            return key._a
+        return key
+
+    def __getitem__(self, key):
+        key = self._key(key)
+        key = key if isinstance(key, tuple) else (key,)
+        return self._view_or_copy(self._a[key] if any(part is Ellipsis for part in key) else self._a[(*key, ...)])
+
+    def __setitem__(self, key, value):
+        self._a[self._key(key)] = host(value)
+
+    def __iter__(self):
+        return (self[index] for index in range(len(self)))
+
+    def reshape(self, *shape, order="C"):
+        return self._view_or_copy(self._a.reshape(*shape, order=order))
+
+    def ravel(self, order="C"):
+        return self._view_or_copy(self._a.ravel(order))
+
+    def transpose(self, *axes):
+        return self._view(self._a.transpose(*axes))
+
+    def view(self, dtype):
+        return self._view(self._a.view(dtype))
+
+    def copy(self, order="C"):
+        return wrap(self._a.copy(order))
+
+    def astype(self, dtype, order="K", copy=True):
+        if not copy and self.dtype == dtype:
+            return self
+        return wrap(self._a.astype(dtype, order))
+
+    def fill(self, value):
+        self._a.fill(host(value))
+
+    def set(self, values, stream=None):
+        if not isinstance(values, np.ndarray) or values.shape != self.shape or values.dtype != self.dtype:
+            raise ValueError("set takes a numpy.ndarray of the array's own shape and dtype")
+        self._a[...] = values
+
+    # --- arithmetic ---
+
+    def __array_ufunc__(self, ufunc, method, *inputs, out=None, **keywords):
+        if method != "__call__":
+            return NotImplemented
+        if out is not None:
+            ufunc(*map(host, inputs), out=tuple(each._a for each in out), **keywords)
+            return out[0]
+        with np.errstate(all="ignore"):
+            return wrap(ufunc(*map(host, inputs), **keywords))
+
+
+def _operators():
+    def binary(ufunc):
+        return lambda self, other: self.__array_ufunc__(ufunc, "__call__", self, other)
+
+    def reflected(ufunc):
+        return lambda self, other: self.__array_ufunc__(ufunc, "__call__", other, self)
+
+    def in_place(ufunc):
+        return lambda self, other: self.__array_ufunc__(ufunc, "__call__", self, other, out=(self,))
+
+    def unary(ufunc):
+        return lambda self: self.__array_ufunc__(ufunc, "__call__", self)
+
+    def reduction(name):
+        def reduce(self, axis=None, dtype=None, out=None, keepdims=False):
+            assert out is None
+            more = {} if dtype is None else {"dtype": dtype}
+            return wrap(getattr(self._a, name)(axis=axis, keepdims=keepdims, **more))
+        return reduce
+
+    both = {"add": np.add, "sub": np.subtract, "mul": np.multiply, "truediv": np.true_divide, "floordiv": np.floor_divide,
+            "mod": np.remainder, "pow": np.power, "matmul": np.matmul, "and": np.bitwise_and, "or": np.bitwise_or,
+            "xor": np.bitwise_xor}
+    for name, ufunc in both.items():
+        setattr(ndarray, f"__{name}__", binary(ufunc))
+        setattr(ndarray, f"__r{name}__", reflected(ufunc))
+        setattr(ndarray, f"__i{name}__", in_place(ufunc))
+    for name, ufunc in {"lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal, "eq": np.equal,
+                        "ne": np.not_equal}.items():
+        setattr(ndarray, f"__{name}__", binary(ufunc))
+    for name, ufunc in {"neg": np.negative, "abs": np.absolute, "invert": np.invert}.items():
+        setattr(ndarray, f"__{name}__", unary(ufunc))
+    for name in ("sum", "mean", "max", "min", "argmax", "any", "all"):
+        setattr(ndarray, name, reduction(name))
+    ndarray.__hash__ = None
+
+
+_operators()

@@ -1,0 +1,2 @@
+"""The error of a source that does not compile."""
+from cupy._module import CompileException  # noqa: F401
