@@ -143,37 +143,29 @@ def add_relu_gradient(dy, y, z, mean):
     return g, *_totals(sums, True)
 
 
-@njit
-def _unit_gradient_image(ROWS, ACROSS, VECTORS, WEIGHT_ROWS, WEIGHT_VECTORS, LANES, n, g, z, normalisation, z_image, z_start,
-                         z_pitch, x, prologue, x_image, x_start, x_pitch, weight, phases, segments, residual, dx, sums,
-                         runs, run, step_row, step_column, partial):
-    """Image n: its dx, and its share of the weight gradient, in one thread's scratch."""
-    OH, O, H, WC, C = g.shape[1], normalisation.shape[1], x.shape[1], x.shape[2], weight.shape[1]
-    load_gradient(LANES, g, z, n, normalisation, z_image, z_start, z_pitch)
-    if prologue.size:
-        load_normalised(LANES, x, n, prologue[0], prologue[1], prologue[2], x_image, x_start, x_pitch)
-    else:
-        copy_image(x, n, x_image, x_start, x_pitch)
-    weight_gradient_image(WEIGHT_ROWS, WEIGHT_VECTORS, LANES, x_image, z_image, z_start, z_pitch, partial, O, 0, O, OH,
-                          g.shape[2] // O, runs, run, step_row, step_column)
-    if dx.size:
-        gather_image(ROWS, ACROSS, VECTORS, LANES, z_image, weight.reshape(-1), dx, n * H * WC, C, 0, C, phases, segments,
-                     z_pitch, O)
-        finish_gradient(LANES, dx, n * H * WC, x_image, x_start, x_pitch, x, prologue, H, WC, C, residual, sums, n)
-
-
 @cache
 def _unit_gradient_kernel(rows, across, vectors, weight_rows, weight_vectors, lanes):
     @njit(nogil=True, cache=True)
-    def unit_gradient(first, last, t, g, z, normalisation, z_image, z_start, z_pitch, x, prologue, x_image, x_start, x_pitch,
-                      weight, phases, segments, residual, dx, sums, runs, run, step_row, step_column, partial):
-        N, G = g.shape[0], partial.shape[0]
+    def unit_gradient(first, last, t, g, z, normalisation, z_images, z_start, z_pitch, x, prologue, x_images, x_start,
+                      x_pitch, weight, phases, segments, residual, dx, sums, runs, run, step_row, step_column, partial):
+        N, G, OH, O, H, WC, C = (g.shape[0], partial.shape[0], g.shape[1], normalisation.shape[1], x.shape[1], x.shape[2],
+                                 weight.shape[1])
+        z_image, x_image = z_images[t], x_images[t]
         for k in range(first, last):
             partial[k] = 0
             for n in range(k * N // G, (k + 1) * N // G):
-                _unit_gradient_image(rows, across, vectors, weight_rows, weight_vectors, lanes, n, g, z, normalisation,
-                                     z_image[t], z_start, z_pitch, x, prologue, x_image[t], x_start, x_pitch, weight,
-                                     phases, segments, residual, dx, sums, runs, run, step_row, step_column, partial[k])
+                load_gradient(lanes, g, z, n, normalisation, z_image, z_start, z_pitch)
+                if prologue.size:
+                    load_normalised(lanes, x, n, prologue[0], prologue[1], prologue[2], x_image, x_start, x_pitch)
+                else:
+                    copy_image(x, n, x_image, x_start, x_pitch)
+                weight_gradient_image(weight_rows, weight_vectors, lanes, x_image, z_image, z_start, z_pitch, partial[k], O,
+                                      0, O, OH, g.shape[2] // O, runs, run, step_row, step_column)
+                if dx.size:
+                    gather_image(rows, across, vectors, lanes, z_image, weight.reshape(-1), dx, n * H * WC, C, 0, C, phases,
+                                 segments, z_pitch, O)
+                    finish_gradient(lanes, dx, n * H * WC, x_image, x_start, x_pitch, x, prologue, H, WC, C, residual, sums,
+                                    n)
 
     return unit_gradient
 

@@ -129,82 +129,38 @@ def _transform_weight(weight, m):
     return points
 
 
-@njit
-def forward_block(M, ROWS, VECTORS, LANES, C, O, first, last, x, mean, scale, shift, weight, y, means, squares, bias,
-                  residual, relu, image, v, p, temp, start, pitch, plane):
-    """Images first .. last - 1 forward, in one thread's scratch. Empty arrays switch off what they are for."""
-    H, W = y.shape[1], y.shape[2]
-    tiles, flat_y = (H // M) * (W // M), y.reshape(-1)
-    channels, out_channels = np.int64(C), np.int64(O)  # no constants: the transforms are compiled once for all shapes
-    for n in range(first, last):
-        if mean.size:
-            load_normalised(LANES, x, n, mean, scale, shift, image, start, pitch)
-        else:
-            copy_image(x, n, image, start, pitch)
-        transform_images(M, LANES, False, image, 0, pitch, channels, H, W, v, (n - first) * tiles, plane, temp)
-    multiply(M, ROWS, VECTORS, LANES, C, O, v, weight, p, plane, (last - first) * tiles)
-    for n in range(first, last):
-        target = n * H * W * O
-        transform_back(M, LANES, p, (n - first) * tiles, plane, flat_y, target, out_channels, H, W, temp)
-        if means.size:
-            moments(LANES, flat_y.reshape(-1, O), n * H * W, (n + 1) * H * W, means, squares, n)
-        if bias.size:
-            finish(LANES, flat_y, target, H * W, out_channels, bias, residual, relu)
-
-
 @cache
 def forward_kernel(m, rows, vectors, lanes, C, O):
-    """The forward kernel for one shape of weights: its addresses are then constants, which is worth a third."""
+    """The forward kernel for one shape of weights: its addresses are then constants, which is worth a third.
+
+    Its empty arrays switch off what they are for.
+    """
 
     @njit(nogil=True, cache=True)
     def winograd(first_block, last_block, thread, x, mean, scale, shift, weight, y, means, squares, bias, residual, relu,
-                 image, v, p, temp, start, pitch, per_block, plane):
-        N = y.shape[0]
-        for block in range(first_block, last_block):
-            first = block * per_block
-            forward_block(m, rows, vectors, lanes, C, O, first, min(first + per_block, N), x, mean, scale, shift, weight, y,
-                          means, squares, bias, residual, relu, image[thread], v[thread], p[thread], temp[thread],
-                          start, pitch, plane)
+                 images, vs, ps, temps, start, pitch, per_block, plane):
+        N, H, W = y.shape[0], y.shape[1], y.shape[2]
+        tiles, flat_y = (H // m) * (W // m), y.reshape(-1)
+        image, v, p, temp = images[thread], vs[thread], ps[thread], temps[thread]
+        channels, out_channels = np.int64(C), np.int64(O)  # no constants: the transforms are compiled once for all shapes
+        for first in range(first_block * per_block, min(last_block * per_block, N), per_block):
+            last = min(first + per_block, N)
+            for n in range(first, last):
+                if mean.size:
+                    load_normalised(lanes, x, n, mean, scale, shift, image, start, pitch)
+                else:
+                    copy_image(x, n, image, start, pitch)
+                transform_images(m, lanes, False, image, 0, pitch, channels, H, W, v, (n - first) * tiles, plane, temp)
+            multiply(m, rows, vectors, lanes, C, O, v, weight, p, plane, (last - first) * tiles)
+            for n in range(first, last):
+                target = n * H * W * O
+                transform_back(m, lanes, p, (n - first) * tiles, plane, flat_y, target, out_channels, H, W, temp)
+                if means.size:
+                    moments(lanes, flat_y.reshape(-1, O), n * H * W, (n + 1) * H * W, means, squares, n)
+                if bias.size:
+                    finish(lanes, flat_y, target, H * W, out_channels, bias, residual, relu)
 
     return winograd
-
-
-@njit
-def gradient_block(M, ROWS, VECTORS, LANES, C, O, first, last, g, z, normalisation, z_image, z_start, z_pitch, x, prologue,
-                   x_image, x_start, x_pitch, weight, residual, dx, sums, v, p, du, temp, plane, add):
-    """Images first .. last - 1 backward, in one thread's scratch: their dx, and their share of du, added with `add`."""
-    H, W, size = g.shape[1], g.shape[2] // O, M + 2
-    z_size, x_size, tiles = (H + 2) * z_pitch, (H + 2) * x_pitch, (H // M) * (W // M)
-    channels, out_channels = np.int64(C), np.int64(O)
-    for n in range(first, last):
-        z_at, x_at = (n - first) * z_size, (n - first) * x_size
-        if normalisation.size:
-            load_gradient(LANES, g, z, n, normalisation, z_image, z_at + z_start, z_pitch)
-        else:
-            copy_image(g, n, z_image, z_at + z_start, z_pitch)
-        if prologue.size:
-            load_normalised(LANES, x, n, prologue[0], prologue[1], prologue[2], x_image, x_at + x_start, x_pitch)
-        else:
-            copy_image(x, n, x_image, x_at + x_start, x_pitch)
-        transform_images(M, LANES, False, x_image, x_at, x_pitch, channels, H, W, v, (n - first) * tiles, plane, temp)
-        transform_images(M, LANES, True, z_image, z_at + z_start, z_pitch, out_channels, H, W, p, (n - first) * tiles,
-                         plane, temp)
-    for point in range(size * size):
-        for c in range(0, C, ROWS):
-            for o in range(0, O, VECTORS * LANES):
-                tile(ROWS, ROWS, VECTORS, LANES, v, point * plane + c, 1, 0, C, 0, p, point * plane + o, O, 0,
-                     du, point * C * O + c * O + o, O, 0, (last - first) * tiles, 1, add)
-    if dx.size:
-        # The planes of v and p change roles: O channels in, C out.
-        for n in range(first, last):
-            transform_images(M, LANES, False, z_image, (n - first) * z_size, z_pitch, out_channels, H, W, p,
-                             (n - first) * tiles, plane, temp)
-        multiply(M, ROWS, VECTORS, LANES, O, C, p, weight, v, plane, (last - first) * tiles)
-        for n in range(first, last):
-            target = n * H * W * C
-            transform_back(M, LANES, v, (n - first) * tiles, plane, dx, target, channels, H, W, temp)
-            finish_gradient(LANES, dx, target, x_image, (n - first) * x_size + x_start, x_pitch, x, prologue, H,
-                            W * channels, channels, residual, sums, n)
 
 
 @njit
@@ -223,16 +179,47 @@ def gradient_kernel(m, rows, vectors, lanes, C, O):
     """The backward kernel for one shape of weights: see `unit_gradient`."""
 
     @njit(nogil=True, cache=True)
-    def gradient(first_group, last_group, t, g, z, normalisation, z_image, z_start, z_pitch, x, prologue, x_image, x_start,
-                 x_pitch, weight, residual, dx, sums, v, p, du, temp, per_block, plane, partial):
-        N, G = g.shape[0], partial.shape[0]
+    def gradient(first_group, last_group, t, g, z, normalisation, z_images, z_start, z_pitch, x, prologue, x_images, x_start,
+                 x_pitch, weight, residual, dx, sums, vs, ps, dus, temps, per_block, plane, partial):
+        N, G, H, W = g.shape[0], partial.shape[0], g.shape[1], g.shape[2] // O
+        z_size, x_size, tiles = (H + 2) * z_pitch, (H + 2) * x_pitch, (H // m) * (W // m)
+        z_image, x_image, v, p, du, temp = z_images[t], x_images[t], vs[t], ps[t], dus[t], temps[t]
+        channels, out_channels = np.int64(C), np.int64(O)
         for k in range(first_group, last_group):
             group_first, group_last = k * N // G, (k + 1) * N // G
             for first in range(group_first, group_last, per_block):
-                gradient_block(m, rows, vectors, lanes, C, O, first, min(first + per_block, group_last), g, z, normalisation,
-                               z_image[t], z_start, z_pitch, x, prologue, x_image[t], x_start, x_pitch, weight, residual,
-                               dx, sums, v[t], p[t], du[t], temp[t], plane, first - group_first)
-            transform_weight_back(m, lanes, C, O, du[t], partial[k], temp[t])
+                last = min(first + per_block, group_last)
+                for n in range(first, last):
+                    z_at, x_at = (n - first) * z_size, (n - first) * x_size
+                    if normalisation.size:
+                        load_gradient(lanes, g, z, n, normalisation, z_image, z_at + z_start, z_pitch)
+                    else:
+                        copy_image(g, n, z_image, z_at + z_start, z_pitch)
+                    if prologue.size:
+                        load_normalised(lanes, x, n, prologue[0], prologue[1], prologue[2], x_image, x_at + x_start, x_pitch)
+                    else:
+                        copy_image(x, n, x_image, x_at + x_start, x_pitch)
+                    transform_images(m, lanes, False, x_image, x_at, x_pitch, channels, H, W, v, (n - first) * tiles, plane,
+                                     temp)
+                    transform_images(m, lanes, True, z_image, z_at + z_start, z_pitch, out_channels, H, W, p,
+                                     (n - first) * tiles, plane, temp)
+                for point in range((m + 2) * (m + 2)):
+                    for c in range(0, C, rows):
+                        for o in range(0, O, vectors * lanes):
+                            tile(rows, rows, vectors, lanes, v, point * plane + c, 1, 0, C, 0, p, point * plane + o, O, 0,
+                                 du, point * C * O + c * O + o, O, 0, (last - first) * tiles, 1, first - group_first)
+                if dx.size:
+                    # The planes of v and p change roles: O channels in, C out.
+                    for n in range(first, last):
+                        transform_images(m, lanes, False, z_image, (n - first) * z_size, z_pitch, out_channels, H, W, p,
+                                         (n - first) * tiles, plane, temp)
+                    multiply(m, rows, vectors, lanes, O, C, p, weight, v, plane, (last - first) * tiles)
+                    for n in range(first, last):
+                        target = n * H * W * C
+                        transform_back(m, lanes, v, (n - first) * tiles, plane, dx, target, channels, H, W, temp)
+                        finish_gradient(lanes, dx, target, x_image, (n - first) * x_size + x_start, x_pitch, x, prologue, H,
+                                        W * channels, channels, residual, sums, n)
+            transform_weight_back(m, lanes, C, O, du, partial[k], temp)
 
     return gradient
 
