@@ -32,14 +32,27 @@ class _ResNet(Branch):
         stem = (self.conv1, self.bn1, self.relu)
         return [layer for _, layer in self.named_children() if layer not in stem]
 
+    def _chain(self, layer):
+        """The blocks of a stage, each the input of the next; the stem in front where nothing stands between.
+
+        None of the last stage: backward begins there, and would form its images again at once.
+        """
+        body = self._body()
+        stages = [other for other in body if isinstance(other, Sequential)]
+        if layer not in stages[:-1]:
+            return []
+        return [self, *layer] if layer is body[0] else list(layer)
+
     def forward(self, x):
         x = fused.forward(self, x) if self.fused else self.relu.forward(self.branch_forward(x))
         for layer in self._body():
             x = layer.forward(x)
+            fused.drop_outputs(self._chain(layer))
         return x
 
     def backward(self, dy):
         for layer in reversed(self._body()):
+            fused.restore_outputs(self._chain(layer))
             dy = layer.backward(dy)
         if self.fused:
             return fused.backward(self, dy, need_dx=self.input_gradient)

@@ -10,7 +10,7 @@ from functools import lru_cache
 
 from numba import njit
 
-from minires.backends.cpu.arena import empty
+from minires.backends.cpu.arena import aligned_zeros
 from minires.backends.cpu.simd import load, rectify, store, where_positive
 from minires.backends.cpu.threads import MOST_THREADS
 
@@ -20,9 +20,9 @@ SLACK = 64  # elements behind the padded image that a last tile of taps may read
 @lru_cache(maxsize=128)
 def scratch(layout, size, dtype):
     """Zeroed scratch memory, a row for each thread, one for each `layout` so that its borders stay zero."""
-    memory = empty((MOST_THREADS, -(-(size + SLACK) // SLACK) * SLACK), dtype)
-    memory[...] = 0
-    return memory
+    row = -(-(size + SLACK) // SLACK) * SLACK
+    # Kept for good, so not from the arena, whose free pieces it would part; its zero pages cost nothing until written.
+    return aligned_zeros((MOST_THREADS, row), dtype)
 
 
 @njit(cache=True)
