@@ -25,7 +25,7 @@ from minires.backends.cpu.images import copy_image, load_normalised, scratch
 from minires.backends.cpu.microkernel import tile
 from minires.backends.cpu.moments import moments
 from minires.backends.cpu.simd import load, rectify, store
-from minires.backends.cpu.threads import launch
+from minires.backends.cpu.threads import claim, launch
 
 GROUPS = 16  # parts of the work: a fixed number, whatever the threads, so that every sum has a fixed order
 
@@ -70,15 +70,16 @@ def gather_kernel(rows, across, vectors, lanes):
     block = vectors * lanes
 
     @njit(nogil=True, cache=True)
-    def gather(first, last, thread, x, mean, scale, shift, weight, y, means, squares, bias, residual, relu, images,
+    def gather(tasks, counter, thread, x, prologue, weight, y, means, squares, bias, residual, relu, images,
                phases, segments, start, pitch, step_row, step_column, slices):
         pixels, out_channels, flat, image = y.shape[1], y.shape[2], y.reshape(-1), images[thread]
         per_slice = -(-(out_channels // block) // slices) * block
-        for task in range(first, last):
+        task = claim(counter)
+        while task < tasks:
             n, part = task // slices, task % slices
             target = n * pixels * out_channels
-            if mean.size:
-                load_normalised(lanes, x, n, mean, scale, shift, image, start, pitch)
+            if prologue[0].size:
+                load_normalised(lanes, x, n, prologue, image, start, pitch)
             else:
                 copy_image(x, n, image, start, pitch)
             gather_image(rows, across, vectors, lanes, image, weight, flat, target, out_channels, part * per_slice,
@@ -87,6 +88,7 @@ def gather_kernel(rows, across, vectors, lanes):
                 moments(lanes, flat.reshape(-1, out_channels), n * pixels, (n + 1) * pixels, means, squares, n)
             if bias.size:
                 finish(lanes, flat, target, pixels, out_channels, bias, residual, relu)
+            task = claim(counter)
 
     return gather
 
@@ -110,7 +112,7 @@ def run_gather(plan, x, weight, out_channels, prologue=None, moments_out=None, e
     bias, residual, relu = epilogue or (nothing, None, False)
     kernel = gather_kernel(*plan.tiling, lanes)
     launch(kernel, N * slices, y.size * weight.size // out_channels, x.reshape(N, H, W * C),
-           *(prologue or (nothing,) * 3), weight, y, *(moments_out or (nothing.reshape(0, 0),) * 2), bias,
+           prologue or (nothing,) * 3, weight, y, *(moments_out or (nothing.reshape(0, 0),) * 2), bias,
            nothing if residual is None else residual.reshape(-1), relu, image, plan.phases, plan.segments,
            plan.low[0] * pitch + plan.low[1] * C, pitch, plan.step[0] * pitch, plan.step[1] * C, slices)
     return y.reshape(N, *plan.out_size, out_channels)
