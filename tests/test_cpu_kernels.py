@@ -11,6 +11,7 @@ from numba import njit
 
 from minires import SGD, CrossEntropyLoss, UserError, build_model, fuse, inference_mode, set_num_threads
 from minires.backends import composed, cpu, reference
+from minires.backends.cpu import arena as arena_module
 from minires.backends.cpu import threads
 from minires.backends.cpu.algorithm import use_convolution, winograd_size
 from minires.backends.cpu.arena import Arena, arena
@@ -189,19 +190,19 @@ def test_the_arena_gives_a_buffer_again_only_when_nobody_holds_it():
 
 
 def test_free_pieces_of_the_arena_are_joined_and_split():
-    own = Arena()
-    pieces = [own.empty((1 << 16,), np.float32) for _ in range(4)]
+    own, unit = Arena(), arena_module.LARGE // 4  # float32 elements
+    pieces = [own.empty((unit,), np.float32) for _ in range(4)]
     addresses = [piece.ctypes.data for piece in pieces]
-    assert addresses == [addresses[0] + (k * 4 << 16) for k in range(4)]
+    assert addresses == [addresses[0] + k * arena_module.LARGE for k in range(4)]
     kept, pieces = pieces[3], None
-    wide = own.empty((2 << 16,), np.float32)
-    assert wide.ctypes.data == addresses[0] and own.empty((1 << 16,), np.float32).ctypes.data == addresses[2]
+    wide = own.empty((2 * unit,), np.float32)
+    assert wide.ctypes.data == addresses[0] and own.empty((unit,), np.float32).ctypes.data == addresses[2]
     del wide
-    narrow = [own.empty((1 << 15,), np.float32) for _ in range(6)]
-    assert len({piece.ctypes.data for piece in (*narrow, kept)}) == 7 and own.held == 4 * 4 << 16
-    for piece in (*narrow, kept):
-        piece[:] = piece.ctypes.data  # none lies in another
-    assert all((piece == np.float32(piece.ctypes.data)).all() for piece in (*narrow, kept))
+    together = [own.empty((unit,), np.float32) for _ in range(3)] + [kept]
+    assert sorted(piece.ctypes.data for piece in together) == addresses and own.held == 4 * arena_module.LARGE
+    small = own.empty((unit // 2,), np.float32)  # stays out of the large pieces' way
+    del together, kept
+    assert own.empty((4 * unit,), np.float32).ctypes.data == addresses[0] and small.size == unit // 2
 
 
 def test_merged_moments_are_those_of_the_union(rng):

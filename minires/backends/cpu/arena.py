@@ -13,6 +13,7 @@ import threading
 import numpy as np
 
 SMALLEST = 1 << 14  # bytes; below, the allocator of NumPy is as good
+LARGE = 1 << 20  # bytes; smaller pieces stay as they are, since joining and splitting them takes longer than they are worth
 ALIGNMENT = 64
 SLAB = 1 << 28  # bytes of address space; the system gives memory only to pages that were written
 
@@ -68,12 +69,13 @@ class Arena:
     """Pieces of slabs. Thread-safe; counts what it ever handed out at once, in bytes, for the benchmarks."""
 
     def __init__(self):
-        self._slabs, self._of_size, self._lock = [], {}, threading.Lock()
+        self._large, self._small = [], []  # slabs; small pieces among the large ones would part free neighbours
+        self._of_size, self._lock = {}, threading.Lock()
 
     @property
     def held(self):
         """Bytes of memory that were handed out before, used and free."""
-        return sum(slab.top for slab in self._slabs)
+        return sum(slab.top for slab in self._large + self._small)
 
     def empty(self, shape, dtype):
         """An uninitialised C-contiguous array, aligned to cache lines, whose memory returns here when it is dropped."""
@@ -89,11 +91,13 @@ class Arena:
         for piece in self._of_size.get(size, ()):
             if piece.references() == _UNUSED:
                 return piece
-        return self._joined(size) or self._fresh(size)
+        if size < LARGE:
+            return self._fresh(self._small, size)
+        return self._joined(size) or self._fresh(self._large, size)
 
     def _joined(self, size):
         """A piece made of the first free neighbours that are large enough together; None if there are none."""
-        for slab in self._slabs:
+        for slab in self._large:
             first, total = 0, 0
             for index, piece in enumerate(slab.pieces):
                 if piece.references() != _UNUSED:
@@ -114,13 +118,13 @@ class Arena:
         slab.pieces[first:end] = pieces
         return pieces[0]
 
-    def _fresh(self, size):
+    def _fresh(self, slabs, size):
         """A piece behind all others."""
-        slab = next((slab for slab in self._slabs if slab.top + size <= slab.size), None)
+        slab = next((slab for slab in slabs if slab.top + size <= slab.size), None)
         if slab is None:
             slab = _Slab(max(size, SLAB))
-            self._slabs.append(slab)
-        while slab.pieces and slab.pieces[-1].references() == _UNUSED:  # free, and too small: grow it
+            slabs.append(slab)
+        while size >= LARGE and slab.pieces and slab.pieces[-1].references() == _UNUSED:  # free, and too small: grow it
             last = slab.pieces.pop()
             self._of_size[last.size].remove(last)
             slab.top = last.start

@@ -3,7 +3,8 @@
 What they compute is `minires.backends.composed`; the derivations are those of the layers. For a block of two units with
 tensors of T bytes, forward reads x, writes z1; reads z1, writes z2; reads z2 and x, writes y: 7 T. Backward reads dy, y
 and z2, writes g; reads g, z2 and z1, writes the gradient at the first ReLU; reads that, z1, x and g, writes dx: 13 T.
-Unfused the same block moves 44 T, since each normalisation, ReLU and addition makes a pass of its own.
+Unfused the same block moves 44 T, since each normalisation, ReLU and addition makes a pass of its own. Where a network drops
+the images between blocks (layers/fused.py), forming y again moves 3 T more.
 
 `unit_gradient`, loop order: as the weight gradient in conv.py, but for each image dz is formed in padded scratch, once,
 and serves the weight gradient and the input gradient; then the ReLU's mask and the two sums that the normalisation in
