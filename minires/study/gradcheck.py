@@ -74,6 +74,24 @@ class GradientReport:
         return max(check.error for check in self.tensors)
 
 
+class LayerState:
+    """What a forward changes in a layer and those below it: running statistics, and the generators that dropout draws
+    from. Taken when made; `restore` puts it back, as often as it is called."""
+
+    def __init__(self, layer):
+        self.buffers = [(part, name, getattr(part, name).copy())
+                        for _, part in layer.named_layers() for name in part.buffers]
+        self.generators = [(value, value.bit_generator.state) for _, part in layer.named_layers()
+                           for value in vars(part).values() if isinstance(value, np.random.Generator)]
+
+    def restore(self):
+        """Put everything back as it was."""
+        for part, name, value in self.buffers:
+            setattr(part, name, value.copy())
+        for generator, state in self.generators:
+            generator.bit_generator.state = state
+
+
 class LossLayer(Layer):
     """A loss as a layer, for the checks: x: (N, K), y: (1,), the loss against a fixed target."""
 
@@ -156,7 +174,7 @@ def measure_gradients(layer, x, rng, tolerance=1e-6, *, complete=400, sample=50,
             checks.append(probe.check(name, complete, sample))
             progress()
     finally:
-        probe.restore()
+        probe.state.restore()
         layer.zero_grad()
         layer.forget()
     return GradientReport(type(layer).__name__, tolerance, tuple(checks))
@@ -167,10 +185,7 @@ class _Probe:
 
     def __init__(self, layer, x, rng, tolerance):
         self.layer, self.x, self.rng, self.tolerance = layer, x.copy(), rng, tolerance
-        self.buffers = [(part, name, getattr(part, name).copy())
-                        for _, part in layer.named_layers() for name in part.buffers]
-        self.generators = [(value, value.bit_generator.state) for _, part in layer.named_layers()
-                           for value in vars(part).values() if isinstance(value, np.random.Generator)]
+        self.state = LayerState(layer)
         self.arrays = {"dx": self.x, **{name: parameter.data for name, parameter in layer.named_parameters()}}
         self.broken = {}
         y = self.forward()
@@ -180,16 +195,9 @@ class _Probe:
             self.broken["dx"] = "cannot be checked: y is zero everywhere or not finite"
         self.claims = self.backward_claims()
 
-    def restore(self):
-        """Put back what a forward changes: running statistics and the generators that dropout draws from."""
-        for part, name, value in self.buffers:
-            setattr(part, name, value.copy())
-        for generator, state in self.generators:
-            generator.bit_generator.state = state
-
     def forward(self):
         """y as a new host array: a layer that returns its x would otherwise change with the next step."""
-        self.restore()
+        self.state.restore()
         return to_numpy(self.layer.forward(self.x)).copy()
 
     def backward_claims(self):

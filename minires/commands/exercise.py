@@ -1,0 +1,53 @@
+"""The commands `minires exercise list | start | check`."""
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+exercise = typer.Typer(help="Write a backward pass, and have it checked and diagnosed.", no_args_is_help=True)
+Folder = Annotated[Path | None, typer.Option(help="A folder with more exercises, one file NAME.py each.",
+                                             show_default=False)]
+
+
+@exercise.command("list")
+def list_(folder: Folder = None):
+    """List the exercises, easiest first."""
+    from minires.study.exercises.checker.catalogue import find_exercises, load_exercise
+
+    found = find_exercises(folder)
+    width = max(map(len, found))
+    for number, (name, path) in enumerate(found.items(), 1):
+        typer.echo(f"{number:2}  {name:{width}}  {load_exercise(path).title}")
+
+
+@exercise.command()
+def start(
+    name: Annotated[str, typer.Argument(help="An exercise: see minires exercise list.")],
+    out: Annotated[Path | None, typer.Option(help="The file to write; by default NAME.py.", show_default=False)] = None,
+    folder: Folder = None,
+):
+    """Write a file with the forward pass, the contract and a blank backward."""
+    from minires.study.exercises.checker.catalogue import start_exercise
+
+    path = start_exercise(name, out, folder)
+    typer.echo(f"wrote {path}: fill in backward, then run minires exercise check {path}")
+
+
+@exercise.command()
+def check(
+    file: Annotated[Path, typer.Argument(help="Your file.")],
+    exercise: Annotated[str | None, typer.Option(help="Which exercise it is; by default what the file says.",
+                                                 show_default=False)] = None,
+    folder: Folder = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The report as JSON, for an autograder.")] = False,
+    time_limit: Annotated[float, typer.Option(help="Seconds for the file.")] = 20.0,
+):
+    """Check a backward pass and say what is wrong. Exits with 0 when it is right, with 1 when it is not yet."""
+    import json
+
+    from minires.study.exercises.checker.process import check_file
+
+    report = check_file(file, exercise, folder, time_limit)
+    typer.echo(json.dumps(report.as_json(), indent=2) if as_json else report.text())
+    if not report.passed:
+        raise typer.Exit(1)

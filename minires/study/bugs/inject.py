@@ -1,0 +1,68 @@
+"""A bug as data, and the context manager that plants it into the engine."""
+import importlib
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import minires.layers
+import minires.losses
+from minires.backends import HOST_BACKENDS
+from minires.study.subjects import LAYERS, LOSSES
+
+
+@dataclass(frozen=True)
+class Bug:
+    """A mistake in a backward pass.
+
+    name: its family, then what is wrong; mistake: what the programmer did, in a sentence.
+    layers: the names of the layer or loss classes that compute wrongly with it.
+    place: the operator of the back ends that is replaced, or "backward": the method of those classes.
+    wrong: wrong(right, *arguments) computes in its place; right is the replaced function, arguments are those of the call.
+    network: the one of `training.NETWORKS` that has the layer.
+    fused: only the fused operators of blocks have it.
+    """
+
+    name: str
+    mistake: str
+    layers: tuple
+    place: str
+    wrong: Callable
+    network: str = "residual"
+    fused: bool = False
+
+    def cases(self):
+        """{name: (make, shape of x)}: the rows of `minires.study.subjects` that use what is wrong."""
+        return {name: row for name, row in {**LAYERS, **LOSSES}.items()
+                if name.split()[0] in self.layers and ("fused" in name) == self.fused}
+
+
+@contextmanager
+def inject(bug, backends=HOST_BACKENDS):
+    """Inside, every layer of the process computes with `bug`; afterwards, however the block ends, none does.
+
+    backends: those whose operators are replaced, for a bug in an operator. Blocks compute wrongly by the plain operators
+    or by the fused ones, as the bug says, not by both.
+    """
+    if bug.place == "backward":
+        owners = [getattr(minires.layers, name, None) or getattr(minires.losses, name) for name in bug.layers]
+    else:
+        owners = [importlib.import_module(f"minires.backends.{name}") for name in backends]
+    own = [vars(owner).get(bug.place) for owner in owners]  # None: a method that the class inherits
+    wrongs = [_bind(bug.wrong, getattr(owner, bug.place)) for owner in owners]
+    try:
+        for owner, wrong in zip(owners, wrongs, strict=True):
+            setattr(owner, bug.place, wrong)
+        yield
+    finally:
+        for owner, function in zip(owners, own, strict=True):
+            if function is not None:
+                setattr(owner, bug.place, function)
+            elif bug.place in vars(owner):
+                delattr(owner, bug.place)
+
+
+def _bind(wrong, right):
+    def planted(*arguments):
+        return wrong(right, *arguments)
+
+    return planted

@@ -1,0 +1,104 @@
+"""Bugs of residual blocks: where two paths part and meet, plain and fused."""
+import numpy as np
+
+from minires.backends import ops_for
+from minires.study.bugs.inject import Bug
+
+# --- y = relu(F(x) + S(x)), g = relu'(F + S) * dy, dx = F.backward(g) + S.backward(g): wrong(right, block, dy) -> dx ---
+
+
+def plain_path(wrong):
+    """wrong(block, dy) for blocks computed by the plain operators; fused ones stay right."""
+    def backward(right, block, dy):
+        return right(block, dy) if block.fused else wrong(block, dy)
+    return backward
+
+
+@plain_path
+def shortcut_forgotten(block, dy):
+    return block.branch_backward(block.relu.backward(dy))
+
+
+@plain_path
+def branch_forgotten(block, dy):
+    g = block.relu.backward(dy)
+    block.branch_backward(g)
+    return block.shortcut.backward(g)
+
+
+@plain_path
+def shortcut_before_relu(block, dy):
+    g = block.relu.backward(dy)
+    return ops_for(g).add(block.branch_backward(g), block.shortcut.backward(dy))
+
+
+@plain_path
+def last_relu_forgotten(block, dy):
+    block.relu.backward(dy)
+    return ops_for(dy).add(block.branch_backward(dy), block.shortcut.backward(dy))
+
+
+@plain_path
+def paths_averaged(block, dy):
+    g = block.relu.backward(dy)
+    return ops_for(g).add(block.branch_backward(g), block.shortcut.backward(g)) / 2
+
+
+# --- shortcut A: wrong(right, dy, x_shape, stride) -> dx --------------------------------------------------------------
+
+
+def first_channels(right, dy, x_shape, stride):
+    dx = np.zeros(x_shape, dy.dtype)
+    dx[:, ::stride[0], ::stride[1]] = dy[..., :x_shape[3]]
+    return dx
+
+
+def skipped_pixels_filled(right, dy, x_shape, stride):
+    before = (dy.shape[3] - x_shape[3]) // 2
+    spread = dy[..., before:before + x_shape[3]].repeat(stride[0], 1).repeat(stride[1], 2)
+    return np.ascontiguousarray(spread[:, :x_shape[1], :x_shape[2]])
+
+
+# --- fused operators: see minires.backends.composed -------------------------------------------------------------------
+
+
+def sums_before_mask(right, dy, y, z, mean):
+    ops = ops_for(dy)
+    return right(dy, y, z, mean)[0], ops.channel_sum(dy), ops.channel_sum(dy * (z - mean))
+
+
+def constant_dropped(right, *arguments):
+    from_dy, from_x, constant, dweight, dbias = right(*arguments)
+    return from_dy, from_x, constant * 0, dweight, dbias
+
+
+def residual_not_added(right, *arguments):
+    *others, residual_gradient, need_dx = arguments
+    return right(*others, None, need_dx)
+
+
+BLOCKS, SHORTCUT = ("BasicBlock", "Bottleneck"), ("PaddedShortcut",)
+FUSED = ("BasicBlock", "Bottleneck", "PlainBlock")
+
+BUGS = [
+    Bug("block-shortcut-forgotten", "dx is the branch's alone: the shortcut is missing on the way back.",
+        BLOCKS, "backward", shortcut_forgotten),
+    Bug("block-branch-forgotten", "dx is the shortcut's alone: the branch learns, but passes nothing on.",
+        BLOCKS, "backward", branch_forgotten),
+    Bug("block-shortcut-before-relu", "The shortcut gets dy as it comes, before the last ReLU's mask.",
+        BLOCKS, "backward", shortcut_before_relu),
+    Bug("block-last-relu-forgotten", "The ReLU behind the sum is left out of the way back.",
+        BLOCKS, "backward", last_relu_forgotten),
+    Bug("block-paths-averaged", "The two paths' gradients are averaged where they add up.",
+        BLOCKS, "backward", paths_averaged),
+    Bug("shortcut-first-channels", "The gradient is read off the first channels; forward put x into the middle ones.",
+        SHORTCUT, "pad_shortcut_backward", first_channels),
+    Bug("shortcut-skipped-pixels-filled", "dy is repeated into the pixels that forward skipped, which get none.",
+        SHORTCUT, "pad_shortcut_backward", skipped_pixels_filled),
+    Bug("fused-sums-before-mask", "The normalisation's two sums are taken of dy, before the last ReLU's mask.",
+        FUSED, "add_relu_gradient", sums_before_mask, "residual, fused", fused=True),
+    Bug("fused-constant-dropped", "The constant of the collected normalisation, its term through the mean, is left out.",
+        FUSED, "batchnorm_coefficients", constant_dropped, "residual, fused", fused=True),
+    Bug("fused-shortcut-not-added", "The convolution that ends the way back does not add the shortcut's gradient.",
+        FUSED, "conv2d_unit_gradient", residual_not_added, "residual, fused", fused=True),
+]

@@ -1,0 +1,1 @@
+"""What the exercises share: how one is described, found, measured, diagnosed and reported."""

@@ -1,0 +1,190 @@
+"""The forward-mode product of every layer: y and its change Jv, from x and its change v.
+
+Each function takes (layer, x, v, tangents) and gives (y, Jv):
+
+    Jv = d/dt layer(x + t v; parameter + t tangent) at t = 0
+
+x, v: of one shape; y, Jv: of one shape; tangents: {Parameter: array of its shape}, a parameter that is left out stands
+still. A prime in the formulas is such a change: x' = v, weight' = tangents[weight]. Nothing here is read off a backward
+pass, so that each can testify about the other (`minires.study.forward_mode.adjoint`).
+
+Batch statistics move with x in training mode; running statistics are read in evaluation mode and never changed. Dropout
+draws from its generator as its forward does.
+Source: Griewank & Walther 2008, "Evaluating Derivatives", chapter 3; Pearlmutter 1994, "Fast exact multiplication by the
+Hessian", whose R{.} is this prime.
+"""
+import numpy as np
+
+from minires.backends import ops_for
+from minires.backends.reference import im2col
+from minires.layers import (
+    AvgPool2d,
+    BatchNorm2d,
+    Conv2d,
+    Dropout,
+    Flatten,
+    GlobalAvgPool2d,
+    Identity,
+    LayerNorm,
+    Linear,
+    MaxPool2d,
+    PaddedShortcut,
+    ReLU,
+)
+from minires.losses import CrossEntropyLoss, MSELoss
+
+
+def conv2d(layer, x, v, tangents):
+    """y = patches(x) @ weight + bias is linear in x and linear in weight, and patches is linear: the product rule.
+
+    Jv = patches(v) @ weight + patches(x) @ weight' + bias', which is conv(v; weight) + conv(x; weight', bias')
+    """
+    ops, geometry = ops_for(x), (layer.stride, layer.padding, layer.dilation)
+    bias = None if layer.bias is None else layer.bias.data
+    y = ops.conv2d_forward(x, layer.weight.data, bias, *geometry)
+    Jv = ops.conv2d_forward(v, layer.weight.data, None, *geometry)
+    if layer.weight in tangents:
+        Jv = Jv + ops.conv2d_forward(x, tangents[layer.weight], None, *geometry)
+    return y, _plus(Jv, tangents.get(layer.bias))
+
+
+def linear(layer, x, v, tangents):
+    """y = x @ weight + bias, so Jv = v @ weight + x @ weight' + bias'."""
+    bias = None if layer.bias is None else layer.bias.data
+    Jv = v @ layer.weight.data
+    if layer.weight in tangents:
+        Jv = Jv + x @ tangents[layer.weight]
+    return ops_for(x).linear_forward(x, layer.weight.data, bias), _plus(Jv, tangents.get(layer.bias))
+
+
+def normalised(x, v, axes, eps):
+    """x_hat, its change x_hat', s = 1 / sqrt(var + eps) and its change s', the statistics taken over `axes` of x.
+
+    With c = x - mean and the means over `axes`:
+
+        mean' = mean(v)      c' = v - mean(v)      var' = 2 mean(c c') = 2 mean(c v)      since mean(c) = 0
+        s' = -s^3 var' / 2 = -s^2 mean(x_hat v)
+        x_hat' = s c' + c s' = s (v - mean(v) - x_hat mean(x_hat v))
+    """
+    c = x - x.mean(axes, keepdims=True)
+    s = 1 / np.sqrt((c * c).mean(axes, keepdims=True) + eps)
+    x_hat = c * s
+    correlation = (x_hat * v).mean(axes, keepdims=True)
+    return x_hat, s * (v - v.mean(axes, keepdims=True) - x_hat * correlation), s, -s * s * correlation
+
+
+def batchnorm_normalised(layer, x, v):
+    """`normalised` for batch normalisation: over all but the channels; in evaluation the statistics are constants, and
+    x_hat' = s v, s' = 0."""
+    if layer.training:
+        layer.values_per_channel(x)
+        return normalised(x, v, tuple(range(x.ndim - 1)), layer.eps)
+    s = (1 / np.sqrt(layer.running_var + layer.eps)).astype(x.dtype)
+    return (x - layer.running_mean) * s, v * s, s, np.zeros_like(s)
+
+
+def batchnorm2d(layer, x, v, tangents):
+    """y = weight x_hat + bias, so Jv = weight x_hat' + weight' x_hat + bias', x_hat' from `normalised`."""
+    x_hat, change, _, _ = batchnorm_normalised(layer, x, v)
+    return _affine(layer, x_hat, change, tangents)
+
+
+def layernorm(layer, x, v, tangents):
+    """As batch normalisation, the statistics over the channels of one pixel, in either mode."""
+    x_hat, change, _, _ = normalised(x, v, -1, layer.eps)
+    return _affine(layer, x_hat, change, tangents)
+
+
+def _affine(layer, x_hat, change, tangents):
+    Jv = layer.weight.data * change
+    if layer.weight in tangents:
+        Jv = Jv + tangents[layer.weight] * x_hat
+    return layer.weight.data * x_hat + layer.bias.data, _plus(Jv, tangents.get(layer.bias))
+
+
+def _plus(Jv, bias):
+    return Jv if bias is None else Jv + bias
+
+
+def relu(layer, x, v, tangents):
+    """Where x > 0, y moves as x does; elsewhere it stands still (at the kink too, as in the backward pass)."""
+    return ops_for(x).relu_forward(x), np.where(x > 0, v, 0)
+
+
+def maxpool2d(layer, x, v, tangents):
+    """y is the winner of its window, and moves as the winner does: Jv = v at the pixel that won."""
+    geometry = (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
+    y, argmax = ops_for(x).maxpool2d_forward(x, *geometry)
+    patches = im2col(v, *geometry).reshape(*y.shape[:3], -1, y.shape[3])
+    return y, np.take_along_axis(patches, argmax[:, :, :, None], 3)[:, :, :, 0]
+
+
+def avgpool2d(layer, x, v, tangents):
+    """A mean is linear: Jv is the mean of v over the window, padding counted as zeros."""
+    ops, geometry = ops_for(x), (layer.kernel_size, layer.stride, layer.padding)
+    return ops.avgpool2d_forward(x, *geometry), ops.avgpool2d_forward(v, *geometry)
+
+
+def global_avgpool2d(layer, x, v, tangents):
+    """Linear: Jv is the mean of v over the image."""
+    return ops_for(x).global_avgpool_forward(x), ops_for(v).global_avgpool_forward(v)
+
+
+def flatten(layer, x, v, tangents):
+    """Nothing is computed: Jv is v in y's shape."""
+    return x.reshape(len(x), -1), v.reshape(len(v), -1)
+
+
+def identity(layer, x, v, tangents):
+    """y = x, Jv = v."""
+    return x, v
+
+
+def dropout(layer, x, v, tangents):
+    """Given the draw, y = x keep / (1 - p) is linear: Jv = v keep / (1 - p), with the same draw."""
+    if not layer.training or layer.p == 0:
+        return x, v
+    keep = layer.rng.random(x.shape, np.float32) >= layer.p
+    return ops_for(x).dropout_forward(x, keep, layer.p), ops_for(v).dropout_forward(v, keep, layer.p)
+
+
+def padded_shortcut(layer, x, v, tangents):
+    """A selection of pixels and channels of zeros: linear, so Jv is the shortcut of v."""
+    ops = ops_for(x)
+    return (ops.pad_shortcut_forward(x, layer.out_channels, layer.stride),
+            ops.pad_shortcut_forward(v, layer.out_channels, layer.stride))
+
+
+LAYER_RULES = {
+    Conv2d: conv2d, Linear: linear, BatchNorm2d: batchnorm2d, LayerNorm: layernorm, ReLU: relu, MaxPool2d: maxpool2d,
+    AvgPool2d: avgpool2d, GlobalAvgPool2d: global_avgpool2d, Flatten: flatten, Identity: identity, Dropout: dropout,
+    PaddedShortcut: padded_shortcut,
+}
+
+
+# --- losses: (loss, y, v, target) -> the loss and its change, two numbers --------------------------------------------
+
+
+def cross_entropy(loss, y, v, target):
+    """log p = y - log(sum exp y), so (log p)' = v - sum_k p_k v_k, and the loss is linear in log p:
+
+    loss = -sum q log p / N        loss' = -sum q (log p)' / N
+    """
+    s = loss.label_smoothing
+    shifted = y - y.max(1, keepdims=True)
+    log_p = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+    change = v - (np.exp(log_p) * v).sum(1, keepdims=True)
+    rows = np.arange(len(target))
+
+    def mean_under_q(values):
+        return -((1 - s) * values[rows, target] + s * values.mean(1)).mean()
+
+    return float(mean_under_q(log_p)), float(mean_under_q(change))
+
+
+def mse(loss, y, v, target):
+    """loss = mean (y - target)^2, so loss' = mean 2 (y - target) v."""
+    return float(((y - target) ** 2).mean()), float((2 * (y - target) * v).mean())
+
+
+LOSS_RULES = {CrossEntropyLoss: cross_entropy, MSELoss: mse}

@@ -1,0 +1,75 @@
+"""Looking inside a network while it runs, and leaving no trace of it.
+
+    with opened(model), tapped(model, on_forward, on_backward):
+        model.backward(dy_of(model.forward(x)))
+"""
+from contextlib import contextmanager
+
+from minires.layers.fused import fuse
+
+
+@contextmanager
+def left_as_found(model):
+    """Inside, gradients start at zero; afterwards every layer has the attributes and gradients that it had before.
+
+    That covers modes, fusing, running statistics, what forward kept and taps; a weight changed in place it does not.
+    """
+    found = [(layer, dict(vars(layer))) for _, layer in model.named_layers()]
+    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
+    for parameter, gradient in gradients:
+        parameter.grad = gradient * 0
+    try:
+        yield
+    finally:
+        for layer, attributes in found:
+            vars(layer).clear()
+            vars(layer).update(attributes)
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
+
+
+@contextmanager
+def opened(model):
+    """`left_as_found`, and inside: evaluation mode, each layer computed by itself, a gradient for the images too."""
+    with left_as_found(model):
+        fuse(model.eval(), False)
+        for _, layer in model.named_layers():
+            if hasattr(layer, "input_gradient"):
+                layer.input_gradient = True
+        yield
+
+
+@contextmanager
+def tapped(model, on_forward=None, on_backward=None):
+    """Inside, on_forward(name, layer, y) is called after each layer's forward, on_backward(name, layer, dy, dx) after its
+    backward, for the model (named "") and all below it. Layers that a fused block passes over are not called."""
+    taps = [(layer, dict(vars(layer))) for _, layer in model.named_layers()]
+    for name, layer in model.named_layers():
+        _tap(name, layer, on_forward, on_backward)
+    try:
+        yield
+    finally:
+        for layer, before in taps:
+            for method in ("forward", "backward"):
+                vars(layer).pop(method, None)
+                if method in before:  # another's tap
+                    setattr(layer, method, before[method])
+
+
+def _tap(name, layer, on_forward, on_backward):
+    forward, backward = layer.forward, layer.backward
+
+    def tapped_forward(x):
+        y = forward(x)
+        on_forward(name, layer, y)
+        return y
+
+    def tapped_backward(dy):
+        dx = backward(dy)
+        on_backward(name, layer, dy, dx)
+        return dx
+
+    if on_forward is not None:
+        layer.forward = tapped_forward
+    if on_backward is not None:
+        layer.backward = tapped_backward
