@@ -27,7 +27,7 @@ from minires.backends.cpu.geometry import choose_tiling, forward_gather, input_g
 from minires.backends.cpu.host import lanes_of
 from minires.backends.cpu.images import copy_image, finish_gradient, load_gradient, load_normalised, scratch
 from minires.backends.cpu.moments import merge_moments, sum_partials, totals
-from minires.backends.cpu.simd import load, rectify, store, where_positive
+from minires.backends.cpu.simd import load, rectify, store, stream, where_positive
 from minires.backends.cpu.threads import claim, launch
 
 PLAIN = (1, 1)  # dilation
@@ -97,7 +97,7 @@ def _normalise_add_relu_kernel(lanes):
                     v = (load(lanes, z, i) - m) * s + b
                     if residual.size:
                         v = v + load(lanes, residual, i)
-                    store(y, i, rectify(v))
+                    stream(y, i, rectify(v))
             part = claim(counter)
 
     return normalise_add_relu
@@ -127,7 +127,7 @@ def _add_relu_gradient_kernel(lanes):
                 total, product = m - m, m - m
                 for i in range(start * C + c, end * C + c, C):
                     v = where_positive(load(lanes, y, i), load(lanes, dy, i))
-                    store(g, i, v)
+                    stream(g, i, v)
                     total = total + v
                     product = product + v * (load(lanes, z, i) - m)
                 store(sums, 2 * part * C + c, total)
