@@ -7,9 +7,11 @@ import sys
 
 import numpy as np
 import pytest
+from numba import njit
 
 from minires import SGD, CrossEntropyLoss, UserError, build_model, fuse, inference_mode, set_num_threads
 from minires.backends import composed, cpu, reference
+from minires.backends.cpu import arena as arena_module
 from minires.backends.cpu import threads
 from minires.backends.cpu.algorithm import use_convolution, winograd_size
 from minires.backends.cpu.arena import Arena, arena
@@ -184,14 +186,29 @@ def test_the_arena_gives_a_buffer_again_only_when_nobody_holds_it():
     del view
     gc.collect()
     assert own.empty((1 << 16,), np.float32).ctypes.data == address
-    own.release()
-    assert own.held == 0
+    assert own.held == 2 * 4 << 16
+
+
+def test_free_pieces_of_the_arena_are_joined_and_split():
+    own, unit = Arena(), arena_module.LARGE // 4  # float32 elements
+    pieces = [own.empty((unit,), np.float32) for _ in range(4)]
+    addresses = [piece.ctypes.data for piece in pieces]
+    assert addresses == [addresses[0] + k * arena_module.LARGE for k in range(4)]
+    kept, pieces = pieces[3], None
+    wide = own.empty((2 * unit,), np.float32)
+    assert wide.ctypes.data == addresses[0] and own.empty((unit,), np.float32).ctypes.data == addresses[2]
+    del wide
+    together = [own.empty((unit,), np.float32) for _ in range(3)] + [kept]
+    assert sorted(piece.ctypes.data for piece in together) == addresses and own.held == 4 * arena_module.LARGE
+    small = own.empty((unit // 2,), np.float32)  # stays out of the large pieces' way
+    del together, kept
+    assert own.empty((4 * unit,), np.float32).ctypes.data == addresses[0] and small.size == unit // 2
 
 
 def test_merged_moments_are_those_of_the_union(rng):
     parts = [1e4 + rng.standard_normal((count, 3)) for count in (1, 7, 20)]
     means, squares = (np.array(list(map(f, parts))) for f in (lambda p: p.mean(0), lambda p: ((p - p.mean(0)) ** 2).sum(0)))
-    mean, var = merge_moments(means, squares, np.array([[1], [7], [20]]))
+    mean, var = merge_moments(means, squares, np.array([1, 7, 20]))
     together = np.concatenate(parts)
     np.testing.assert_allclose(mean, together.mean(0), rtol=1e-14)
     np.testing.assert_allclose(var, together.var(0), rtol=1e-9)
@@ -212,19 +229,27 @@ def test_a_wrong_number_of_threads_is_refused(count):
 
 @pytest.mark.skipif(threads.MOST_THREADS < 2, reason="needs two cores")
 def test_a_failure_in_a_worker_thread_reaches_the_caller():
-    def kernel(first, last, thread):
+    def kernel(tasks, counter, thread):
         if thread == 1:
             raise MemoryError("no scratch")
 
     with pytest.raises(MemoryError, match="no scratch"):
         threads.launch(kernel, 2, threads.SMALL)
-    seen = []
-    threads.launch(lambda first, last, thread: seen.extend(range(first, last)), 7, threads.SMALL)
-    assert sorted(seen) == list(range(7))
+    seen = np.zeros(70, np.int64)
+    threads.launch(njit(nogil=True)(count_tasks), len(seen), threads.SMALL, seen)
+    assert (seen == 1).all()
+
+
+def count_tasks(tasks, counter, thread, seen):
+    task = threads.claim(counter)
+    while task < tasks:
+        seen[task] += 1
+        task = threads.claim(counter)
 
 
 NARROW = """
 import numpy as np
+from numba import njit
 from minires.backends import cpu, reference
 from minires.backends.cpu.host import VECTOR_BYTES
 assert VECTOR_BYTES == {width}, VECTOR_BYTES

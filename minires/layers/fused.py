@@ -4,11 +4,15 @@
 results stay the same (a test holds them equal). A block is a chain of units, each a convolution and its batch
 normalisation, with a ReLU between them, and what stands at the end: y = relu(F(x) + S(x)), S absent in plain blocks.
 
-Forward keeps the outputs z of the convolutions and y; the normalised images in between are formed again where they are
-read (`prologue`). Backward goes through the units in reverse. Each step hands the one before it the gradient g at its
-normalisation's output, with the two sums, sum(g) and sum(g * (z - mean)), that the normalisation's backward needs:
-they are all that couples the images of a batch.
+Forward keeps x, the outputs z of the convolutions and y; the normalised images in between are formed again where they are
+read (`prologue`). In a network even the images between two blocks are dropped (`drop_outputs`) and formed again from z when
+backward comes to them, in memory that the later layers no longer need. Backward goes through the units in reverse. Each
+step hands the one before it the gradient g at its normalisation's output, with the two sums, sum(g) and
+sum(g * (z - mean)), that the normalisation's backward needs: they are all that couples the images of a batch.
 """
+from itertools import pairwise
+from typing import NamedTuple
+
 from minires.backends import ops_for
 from minires.layer import in_inference_mode, inference_cache
 
@@ -30,42 +34,87 @@ def statistics_of(bn, mean, var, count):
     return mean, var, (bn.weight.data / (var + bn.eps) ** 0.5).astype(var.dtype)
 
 
+class _Unit(NamedTuple):
+    """What one unit of a block keeps: its input as (value, prologue), value None for the block's x; its convolution's
+    output z and what normalises it; count: the values a channel, None for running statistics."""
+
+    value: object
+    prologue: tuple | None
+    z: object
+    mean: object
+    var: object
+    count: int | None
+
+
+class _Kept:
+    """What a block keeps: x and y, which `drop_outputs` may take; the units, and the prologue that makes y from the last."""
+
+    def __init__(self, x, y, units, last):
+        self.x, self.y, self.units, self.last = x, y, units, last
+
+
 def forward(block, x, shortcut=None):
     """relu(F(x) + S(x)) of a block, F its units and S the `shortcut` layer or None. Keeps what `backward` needs."""
     if in_inference_mode() and not block.training:
         return folded_forward(block, x, shortcut)
     block.conv1.check(x)
-    ops, value, prologue, kept = ops_for(x), x, None, []
+    ops, value, prologue, units = ops_for(x), x, None, []
     for conv, bn in block.units():
         z, mean, var = ops.conv2d_moments(value, prologue, conv.weight.data, conv.stride, conv.padding)
         count = bn.values_per_channel(z)
         mean, var, scale = statistics_of(bn, mean, var, count)
-        kept.append((value, prologue, z, mean, var, count if bn.training else None))
+        units.append(_Unit(None if prologue is None else value, prologue, z, mean, var, count if bn.training else None))
         value, prologue = z, (mean, scale, bn.bias.data)
     y = ops.normalise_add_relu(value, prologue, None if shortcut is None else shortcut.forward(x))
-    block._save(y, kept)
+    block._save(_Kept(x, y, units, prologue))
     return y
 
 
 def backward(block, dy, shortcut=None, need_dx=True):
     """dx of the block; adds to its parameters' gradients."""
     ops = ops_for(dy)
-    y, kept = block._saved()
-    *_, z, mean, _, _ = kept[-1]
-    g, sum_g, sum_gx = ops.add_relu_gradient(dy, y, z, mean)
-    del dy, y  # their memory serves the next result
+    (kept,) = block._saved()
+    units, last = kept.units, kept.units[-1]
+    g, sum_g, sum_gx = ops.add_relu_gradient(dy, kept.y, last.z, last.mean)
+    kept.y = last = dy = None  # their memory serves the next result
     residual = None if shortcut is None else shortcut.backward(g)
     for index, (conv, bn) in reversed(list(enumerate(block.units()))):
-        x, prologue, z, mean, var, count = kept.pop()
+        value, prologue, z, mean, var, count = units.pop()
         *factors, dweight, dbias = ops.batchnorm_coefficients(sum_g, sum_gx, var, bn.weight.data, bn.eps, count)
         bn.weight.grad += dweight
         bn.bias.grad += dbias
         first = index == 0
         g, dweight, sum_g, sum_gx = ops.conv2d_unit_gradient(
-            g, z, (mean, *factors), x, prologue, conv.weight.data, conv.stride, conv.padding,
+            g, z, (mean, *factors), kept.x if first else value, prologue, conv.weight.data, conv.stride, conv.padding,
             residual if first else None, need_dx or not first)
         conv.weight.grad += dweight
     return g
+
+
+def drop_outputs(chain):
+    """Let blocks, each the input of the next, forget the images between them; `restore_outputs` brings them back.
+
+    A block whose shortcut has parameters keeps its output: forming it again would count its batch twice.
+    """
+    for (block, kept), (_, after) in _neighbours(chain):
+        shortcut = getattr(block, "shortcut", None)
+        if shortcut is None or not shortcut.parameters():
+            kept.y = after.x = None
+
+
+def restore_outputs(chain):
+    """Form the images again that `drop_outputs` took: y = relu(normalised z + S(x)), from the first block on."""
+    for (block, kept), (_, after) in _neighbours(chain):
+        if kept.y is None:
+            z, shortcut = kept.units[-1].z, getattr(block, "shortcut", None)
+            residual = None if shortcut is None else shortcut.forward(kept.x)
+            kept.y = after.x = ops_for(z).normalise_add_relu(z, kept.last, residual)
+
+
+def _neighbours(chain):
+    """Pairs of (block, what it keeps), of those that were computed fused and wait for backward."""
+    waiting = [(block, block._kept[0]) for block in chain if block.fused and isinstance(block._kept, tuple)]
+    return pairwise(waiting if len(waiting) == len(chain) else [])
 
 
 def folded_forward(block, x, shortcut):

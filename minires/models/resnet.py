@@ -2,7 +2,7 @@
 import numpy as np
 
 from minires.errors import UserError
-from minires.layer import Sequential
+from minires.layer import Sequential, in_inference_mode
 from minires.layers import BasicBlock, Bottleneck, Conv2d, GlobalAvgPool2d, Linear, MaxPool2d, PlainBlock, ReLU, fused
 from minires.layers.arguments import count
 from minires.layers.residual import Branch
@@ -32,14 +32,31 @@ class _ResNet(Branch):
         stem = (self.conv1, self.bn1, self.relu)
         return [layer for _, layer in self.named_children() if layer not in stem]
 
+    def _chains(self, body):
+        """For each layer of the body the blocks of a stage, each the input of the next; of other layers none.
+
+        The stem stands in front where nothing is between. None of the last stage: backward begins there, and would form its
+        images again at once.
+        """
+        stages = [layer for layer in body if isinstance(layer, Sequential)]
+        return [[] if layer not in stages[:-1] else [self, *layer] if layer is body[0] else list(layer) for layer in body]
+
     def forward(self, x):
         x = fused.forward(self, x) if self.fused else self.relu.forward(self.branch_forward(x))
-        for layer in self._body():
+        body = self._body()
+        if in_inference_mode():
+            for layer in body:
+                x = layer.forward(x)
+            return x
+        for layer, chain in zip(body, self._chains(body), strict=True):
             x = layer.forward(x)
+            fused.drop_outputs(chain)
         return x
 
     def backward(self, dy):
-        for layer in reversed(self._body()):
+        body = self._body()
+        for layer, chain in zip(reversed(body), reversed(self._chains(body)), strict=True):
+            fused.restore_outputs(chain)
             dy = layer.backward(dy)
         if self.fused:
             return fused.backward(self, dy, need_dx=self.input_gradient)

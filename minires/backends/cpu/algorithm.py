@@ -1,6 +1,7 @@
 """Which algorithm computes a 3x3 convolution of stride 1: the measured choice, or the one a test or benchmark asks for."""
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import lru_cache
 
 from minires.backends.cpu import winograd
 from minires.errors import UserError
@@ -31,11 +32,15 @@ def winograd_size(x_shape, dtype, out_channels, kernel_size, stride, padding, di
     Measured (python -m benchmarks.kernels): F(4x4) is 1.4 to 2.5 times as fast as the direct kernel, F(2x2) 1.1 to 1.7
     times; so F(4x4) where the image is made of whole tiles of 4, else F(2x2), while the weights fit the cache.
     """
+    return _winograd_size(_chosen.get(), x_shape[1:], dtype, out_channels, kernel_size, stride, padding, dilation)
+
+
+@lru_cache(maxsize=1024)
+def _winograd_size(name, image_shape, dtype, out_channels, kernel_size, stride, padding, dilation):
     plain = (kernel_size, stride, padding, dilation) == ((3, 3), (1, 1), (1, 1), (1, 1))
-    name = _chosen.get()
     if not plain or name == "direct":
         return None
-    _, H, W, C = x_shape
+    H, W, C = image_shape
     if name == "auto" and C * out_channels * dtype.itemsize > PLANE_BYTES:
         return None
     sizes = {"auto": (4, 2), "winograd2": (2,), "winograd4": (4,)}[name]

@@ -24,7 +24,7 @@ from minires.backends.cpu.host import lanes_of
 from minires.backends.cpu.images import copy_image, scratch
 from minires.backends.cpu.microkernel import tile
 from minires.backends.cpu.moments import sum_partials
-from minires.backends.cpu.threads import launch
+from minires.backends.cpu.threads import claim, launch
 
 PARTIAL_BYTES = 1 << 24  # all partial weight gradients of one convolution together stay below this
 
@@ -80,11 +80,13 @@ def weight_gradient_kernel(rows, vectors, lanes):
     block = vectors * lanes
 
     @njit(nogil=True, cache=True)
-    def weight_gradient(first, last, thread, dy, x, partial, image, runs, run, start, pitch, step_row, step_column, slices):
+    def weight_gradient(tasks, counter, thread, dy, x, partial, image, runs, run, start, pitch, step_row, step_column,
+                        slices):
         N, OH, OW, O = dy.shape
         G = partial.shape[0]
         per_slice = -(-(O // block) // slices) * block
-        for task in range(first, last):
+        task = claim(counter)
+        while task < tasks:
             g, part = task // slices, task % slices
             o_start, o_end = part * per_slice, min((part + 1) * per_slice, O)
             partial[g, :, :, o_start:o_end] = 0
@@ -92,6 +94,7 @@ def weight_gradient_kernel(rows, vectors, lanes):
                 copy_image(x, n, image[thread], start, pitch)
                 weight_gradient_image(rows, vectors, lanes, image[thread], dy.reshape(-1), n * OH * OW * O, OW * O,
                                       partial[g], O, o_start, o_end, OH, OW, runs, run, step_row, step_column)
+            task = claim(counter)
 
     return weight_gradient
 

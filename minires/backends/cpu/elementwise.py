@@ -7,7 +7,7 @@ from numba import njit
 
 from minires.backends import reference
 from minires.backends.cpu.arena import empty
-from minires.backends.cpu.threads import launch
+from minires.backends.cpu.threads import claim, launch
 
 CHUNK = 1 << 15  # elements a thread takes at a time
 
@@ -30,35 +30,43 @@ def part(array, chunk):
 
 
 @njit(nogil=True, cache=True)
-def _relu(first, last, thread, x, y):
-    for chunk in range(first, last):
+def _relu(tasks, counter, thread, x, y):
+    chunk = claim(counter)
+    while chunk < tasks:
         x_, y_ = part(x, chunk), part(y, chunk)
         for i in range(x_.size):
             y_[i] = 0 if x_[i] <= 0 else x_[i]
+        chunk = claim(counter)
 
 
 @njit(nogil=True, cache=True)
-def _relu_gradient(first, last, thread, dy, y, dx):
-    for chunk in range(first, last):
+def _relu_gradient(tasks, counter, thread, dy, y, dx):
+    chunk = claim(counter)
+    while chunk < tasks:
         dy_, y_, dx_ = part(dy, chunk), part(y, chunk), part(dx, chunk)
         for i in range(dx_.size):
             dx_[i] = dy_[i] if y_[i] > 0 else 0
+        chunk = claim(counter)
 
 
 @njit(nogil=True, cache=True)
-def _add(first, last, thread, a, b, y):
-    for chunk in range(first, last):
+def _add(tasks, counter, thread, a, b, y):
+    chunk = claim(counter)
+    while chunk < tasks:
         a_, b_, y_ = part(a, chunk), part(b, chunk), part(y, chunk)
         for i in range(y_.size):
             y_[i] = a_[i] + b_[i]
+        chunk = claim(counter)
 
 
 @njit(nogil=True, cache=True)
-def _keep(first, last, thread, x, keep, scale, y):
-    for chunk in range(first, last):
+def _keep(tasks, counter, thread, x, keep, scale, y):
+    chunk = claim(counter)
+    while chunk < tasks:
         x_, keep_, y_ = part(x, chunk), part(keep, chunk), part(y, chunk)
         for i in range(y_.size):
             y_[i] = x_[i] * scale if keep_[i] else 0
+        chunk = claim(counter)
 
 
 def relu_forward(x):
@@ -95,23 +103,28 @@ def dropout_backward(dy, keep, p):
 
 
 @njit(nogil=True, cache=True)
-def _sgd(first, last, thread, parameter, grad, velocity, lr, momentum, weight_decay, nesterov):
-    for chunk in range(first, last):
+def _sgd(tasks, counter, thread, parameter, grad, velocity, lr, momentum, weight_decay, nesterov):
+    chunk = claim(counter)
+    while chunk < tasks:
         p, grad_, v = part(parameter, chunk), part(grad, chunk), part(velocity, chunk)
         for i in range(p.size):
             g = grad_[i] + weight_decay * p[i]
             v[i] = momentum * v[i] + g
             p[i] -= lr * (g + momentum * v[i]) if nesterov else lr * v[i]
+        chunk = claim(counter)
 
 
 @njit(nogil=True, cache=True)
-def _adamw(first, last, thread, parameter, grad, mean, square, lr, keep, beta1, take1, beta2, take2, unbias1, unbias2, eps):
-    for chunk in range(first, last):
+def _adamw(tasks, counter, thread, parameter, grad, mean, square, lr, keep, beta1, take1, beta2, take2, unbias1, unbias2,
+           eps):
+    chunk = claim(counter)
+    while chunk < tasks:
         p, g, m, v = part(parameter, chunk), part(grad, chunk), part(mean, chunk), part(square, chunk)
         for i in range(p.size):
             m[i] = beta1 * m[i] + take1 * g[i]
             v[i] = beta2 * v[i] + take2 * g[i] * g[i]
             p[i] = p[i] * keep - lr * unbias1 * m[i] / (np.sqrt(v[i] * unbias2) + eps)
+        chunk = claim(counter)
 
 
 def sgd_update(parameters, grads, velocities, lr, momentum, weight_decays, nesterov):

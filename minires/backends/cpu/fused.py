@@ -3,7 +3,8 @@
 What they compute is `minires.backends.composed`; the derivations are those of the layers. For a block of two units with
 tensors of T bytes, forward reads x, writes z1; reads z1, writes z2; reads z2 and x, writes y: 7 T. Backward reads dy, y
 and z2, writes g; reads g, z2 and z1, writes the gradient at the first ReLU; reads that, z1, x and g, writes dx: 13 T.
-Unfused the same block moves 44 T, since each normalisation, ReLU and addition makes a pass of its own.
+Unfused the same block moves 44 T, since each normalisation, ReLU and addition makes a pass of its own. Where a network drops
+the images between blocks (layers/fused.py), forming y again moves 3 T more.
 
 `unit_gradient`, loop order: as the weight gradient in conv.py, but for each image dz is formed in padded scratch, once,
 and serves the weight gradient and the input gradient; then the ReLU's mask and the two sums that the normalisation in
@@ -25,9 +26,9 @@ from minires.backends.cpu.gather import GROUPS, gather_image, run_gather
 from minires.backends.cpu.geometry import choose_tiling, forward_gather, input_gradient_gather, round_up, weight_runs
 from minires.backends.cpu.host import lanes_of
 from minires.backends.cpu.images import copy_image, finish_gradient, load_gradient, load_normalised, scratch
-from minires.backends.cpu.moments import merge_moments, sum_partials
-from minires.backends.cpu.simd import load, rectify, store, where_positive
-from minires.backends.cpu.threads import launch
+from minires.backends.cpu.moments import merge_moments, sum_partials, totals
+from minires.backends.cpu.simd import load, rectify, store, stream, where_positive
+from minires.backends.cpu.threads import claim, launch
 
 PLAIN = (1, 1)  # dilation
 
@@ -66,7 +67,7 @@ def conv2d_moments(x, prologue, weight, stride, padding):
         z = winograd.forward(m, x, prologue, weight, (means, squares))
     else:
         z = run_gather(plan, x, weight.reshape(-1), O, prologue, (means, squares))
-    return z, *merge_moments(means, squares, np.full((N, 1), z.shape[1] * z.shape[2]))
+    return z, *merge_moments(means, squares, np.full(N, z.shape[1] * z.shape[2]))
 
 
 def conv2d_bias_relu(x, weight, bias, residual, relu, stride, padding):
@@ -85,9 +86,10 @@ def conv2d_bias_relu(x, weight, bias, residual, relu, stride, padding):
 @cache
 def _normalise_add_relu_kernel(lanes):
     @njit(nogil=True, cache=True)
-    def normalise_add_relu(first, last, thread, z, mean, scale, bias, residual, y):
+    def normalise_add_relu(tasks, counter, thread, z, mean, scale, bias, residual, y):
         M, C = z.shape
-        for part in range(first, last):
+        part = claim(counter)
+        while part < tasks:
             start, end = part * M // norm.PARTS, (part + 1) * M // norm.PARTS
             for c in range(0, C, lanes):
                 m, s, b = load(lanes, mean, c), load(lanes, scale, c), load(lanes, bias, c)
@@ -95,7 +97,8 @@ def _normalise_add_relu_kernel(lanes):
                     v = (load(lanes, z, i) - m) * s + b
                     if residual.size:
                         v = v + load(lanes, residual, i)
-                    store(y, i, rectify(v))
+                    stream(y, i, rectify(v))
+            part = claim(counter)
 
     return normalise_add_relu
 
@@ -114,20 +117,22 @@ def normalise_add_relu(z, prologue, residual):
 @cache
 def _add_relu_gradient_kernel(lanes):
     @njit(nogil=True, cache=True)
-    def add_relu_gradient(first, last, thread, dy, y, z, mean, g, sums):
+    def add_relu_gradient(tasks, counter, thread, dy, y, z, mean, g, sums):
         M, C = z.shape
-        for part in range(first, last):
+        part = claim(counter)
+        while part < tasks:
             start, end = part * M // norm.PARTS, (part + 1) * M // norm.PARTS
             for c in range(0, C, lanes):
                 m = load(lanes, mean, c)
                 total, product = m - m, m - m
                 for i in range(start * C + c, end * C + c, C):
                     v = where_positive(load(lanes, y, i), load(lanes, dy, i))
-                    store(g, i, v)
+                    stream(g, i, v)
                     total = total + v
                     product = product + v * (load(lanes, z, i) - m)
                 store(sums, 2 * part * C + c, total)
                 store(sums, (2 * part + 1) * C + c, product)
+            part = claim(counter)
 
     return add_relu_gradient
 
@@ -140,40 +145,34 @@ def add_relu_gradient(dy, y, z, mean):
     g, sums = empty(dy.shape, dy.dtype), np.empty((norm.PARTS, 2, C), dy.dtype)
     launch(_add_relu_gradient_kernel(lanes_of(z.dtype)), norm.PARTS, z.size, norm.rows(dy), norm.rows(y), norm.rows(z),
            np.ascontiguousarray(mean), norm.rows(g), sums)
-    return g, *_totals(sums, True)
-
-
-@njit
-def _unit_gradient_image(ROWS, ACROSS, VECTORS, WEIGHT_ROWS, WEIGHT_VECTORS, LANES, n, g, z, normalisation, z_image, z_start,
-                         z_pitch, x, prologue, x_image, x_start, x_pitch, weight, phases, segments, residual, dx, sums,
-                         runs, run, step_row, step_column, partial):
-    """Image n: its dx, and its share of the weight gradient, in one thread's scratch."""
-    OH, O, H, WC, C = g.shape[1], normalisation.shape[1], x.shape[1], x.shape[2], weight.shape[1]
-    load_gradient(LANES, g, z, n, normalisation, z_image, z_start, z_pitch)
-    if prologue.size:
-        load_normalised(LANES, x, n, prologue[0], prologue[1], prologue[2], x_image, x_start, x_pitch)
-    else:
-        copy_image(x, n, x_image, x_start, x_pitch)
-    weight_gradient_image(WEIGHT_ROWS, WEIGHT_VECTORS, LANES, x_image, z_image, z_start, z_pitch, partial, O, 0, O, OH,
-                          g.shape[2] // O, runs, run, step_row, step_column)
-    if dx.size:
-        gather_image(ROWS, ACROSS, VECTORS, LANES, z_image, weight.reshape(-1), dx, n * H * WC, C, 0, C, phases, segments,
-                     z_pitch, O)
-        finish_gradient(LANES, dx, n * H * WC, x_image, x_start, x_pitch, x, prologue, H, WC, C, residual, sums, n)
+    return g, *totals(sums)
 
 
 @cache
 def _unit_gradient_kernel(rows, across, vectors, weight_rows, weight_vectors, lanes):
     @njit(nogil=True, cache=True)
-    def unit_gradient(first, last, t, g, z, normalisation, z_image, z_start, z_pitch, x, prologue, x_image, x_start, x_pitch,
-                      weight, phases, segments, residual, dx, sums, runs, run, step_row, step_column, partial):
-        N, G = g.shape[0], partial.shape[0]
-        for k in range(first, last):
+    def unit_gradient(tasks, counter, t, g, z, normalisation, z_images, z_start, z_pitch, x, prologue, x_images, x_start,
+                      x_pitch, weight, phases, segments, residual, dx, sums, runs, run, step_row, step_column, partial):
+        N, G, OH, O, H, WC, C = (g.shape[0], partial.shape[0], g.shape[1], normalisation[0].size, x.shape[1], x.shape[2],
+                                 weight.shape[1])
+        z_image, x_image = z_images[t], x_images[t]
+        k = claim(counter)
+        while k < tasks:
             partial[k] = 0
             for n in range(k * N // G, (k + 1) * N // G):
-                _unit_gradient_image(rows, across, vectors, weight_rows, weight_vectors, lanes, n, g, z, normalisation,
-                                     z_image[t], z_start, z_pitch, x, prologue, x_image[t], x_start, x_pitch, weight,
-                                     phases, segments, residual, dx, sums, runs, run, step_row, step_column, partial[k])
+                load_gradient(lanes, g, z, n, normalisation, z_image, z_start, z_pitch)
+                if prologue[0].size:
+                    load_normalised(lanes, x, n, prologue, x_image, x_start, x_pitch)
+                else:
+                    copy_image(x, n, x_image, x_start, x_pitch)
+                weight_gradient_image(weight_rows, weight_vectors, lanes, x_image, z_image, z_start, z_pitch, partial[k], O,
+                                      0, O, OH, g.shape[2] // O, runs, run, step_row, step_column)
+                if dx.size:
+                    gather_image(rows, across, vectors, lanes, z_image, weight.reshape(-1), dx, n * H * WC, C, 0, C, phases,
+                                 segments, z_pitch, O)
+                    finish_gradient(lanes, dx, n * H * WC, x_image, x_start, x_pitch, x, prologue, H, WC, C, residual, sums,
+                                    n)
+            k = claim(counter)
 
     return unit_gradient
 
@@ -189,7 +188,7 @@ def conv2d_unit_gradient(g, z, normalisation, x, prologue, weight, stride, paddi
     if m:
         dx, dweight, sums = winograd.unit_gradient(m, g, z, normalisation, x, prologue, flipped(weight), residual_gradient,
                                                    need_dx)
-        return dx, dweight, *_totals(sums, need_dx and prologue is not None)
+        return dx, dweight, *(totals(sums) if need_dx and prologue is not None else (None, None))
     dweight = empty((KH * KW * C, O), x.dtype)
     groups = min(N, GROUPS)
     if not divides(x, O) or (need_dx and not divides(x, C)) or groups * dweight.nbytes > conv.PARTIAL_BYTES:
@@ -208,19 +207,16 @@ def conv2d_unit_gradient(g, z, normalisation, x, prologue, weight, stride, paddi
     packed = aligned(pack_transposed(weight, plan.taps, C)).reshape(-1, C) if need_dx else np.empty((0, C), x.dtype)
     kernel = _unit_gradient_kernel(*plan.tiling, tiling.rows, tiling.vectors, lanes)
     launch(kernel, groups, 2 * g.size * len(dweight), g.reshape(N, g.shape[1], -1), z.reshape(N, g.shape[1], -1),
-           np.stack(normalisation),
+           normalisation,
            z_image, plan.low[0] * z_pitch + plan.low[1] * O, z_pitch,
-           x.reshape(N, H, -1), nothing.reshape(0, 0) if prologue is None else np.stack(prologue),
+           x.reshape(N, H, -1), prologue or (nothing,) * 3,
            x_image, padding[0] * x_pitch + padding[1] * C, x_pitch,
            packed, plan.phases, plan.segments,
            nothing if residual_gradient is None else residual_gradient.reshape(-1), dx.reshape(-1), sums,
            runs, run, stride[0] * x_pitch, stride[1] * C, partial)
     launch(sum_partials, len(dweight), partial.size, partial, run, dweight)
-    return (dx if need_dx else None), dweight.reshape(KH, KW, C, O), *_totals(sums, need_dx and prologue is not None)
-
-
-def _totals(sums, wanted):
-    return sums.sum(0, dtype=np.float64).astype(sums.dtype) if wanted else (None, None)
+    both = totals(sums) if need_dx and prologue is not None else (None, None)
+    return (dx if need_dx else None), dweight.reshape(KH, KW, C, O), *both
 
 
 batchnorm_coefficients = composed.batchnorm_coefficients

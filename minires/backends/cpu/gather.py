@@ -25,7 +25,7 @@ from minires.backends.cpu.images import copy_image, load_normalised, scratch
 from minires.backends.cpu.microkernel import tile
 from minires.backends.cpu.moments import moments
 from minires.backends.cpu.simd import load, rectify, store
-from minires.backends.cpu.threads import launch
+from minires.backends.cpu.threads import claim, launch
 
 GROUPS = 16  # parts of the work: a fixed number, whatever the threads, so that every sum has a fixed order
 
@@ -64,39 +64,31 @@ def finish(LANES, y, start, pixels, channels, bias, residual, relu):
             store(y, i, v)
 
 
-@njit
-def gather_task(ROWS, ACROSS, VECTORS, LANES, n, o_start, o_end, x, mean, scale, shift, weight, y, means, squares, bias,
-                residual, relu, image, phases, segments, start, pitch, step_row, step_column):
-    """Channels o_start .. o_end of image n, in one thread's scratch. Empty arrays switch off what they are for."""
-    pixels, out_channels, flat = y.shape[1], y.shape[2], y.reshape(-1)
-    target = n * pixels * out_channels
-    if mean.size:
-        load_normalised(LANES, x, n, mean, scale, shift, image, start, pitch)
-    else:
-        copy_image(x, n, image, start, pitch)
-    gather_image(ROWS, ACROSS, VECTORS, LANES, image, weight, flat, target, out_channels, o_start, o_end, phases, segments,
-                 step_row, step_column)
-    if means.size:
-        moments(LANES, flat.reshape(-1, out_channels), n * pixels, (n + 1) * pixels, means, squares, n)
-    if bias.size:
-        finish(LANES, flat, target, pixels, out_channels, bias, residual, relu)
-
-
 @cache
 def gather_kernel(rows, across, vectors, lanes):
-    """The kernel over a batch for one tiling."""
+    """The kernel over a batch for one tiling. Its empty arrays switch off what they are for."""
     block = vectors * lanes
 
     @njit(nogil=True, cache=True)
-    def gather(first, last, thread, x, mean, scale, shift, weight, y, means, squares, bias, residual, relu, image,
+    def gather(tasks, counter, thread, x, prologue, weight, y, means, squares, bias, residual, relu, images,
                phases, segments, start, pitch, step_row, step_column, slices):
-        out_channels = y.shape[2]
+        pixels, out_channels, flat, image = y.shape[1], y.shape[2], y.reshape(-1), images[thread]
         per_slice = -(-(out_channels // block) // slices) * block
-        for task in range(first, last):
+        task = claim(counter)
+        while task < tasks:
             n, part = task // slices, task % slices
-            gather_task(rows, across, vectors, lanes, n, part * per_slice, min((part + 1) * per_slice, out_channels),
-                        x, mean, scale, shift, weight, y, means, squares, bias, residual, relu, image[thread],
-                        phases, segments, start, pitch, step_row, step_column)
+            target = n * pixels * out_channels
+            if prologue[0].size:
+                load_normalised(lanes, x, n, prologue, image, start, pitch)
+            else:
+                copy_image(x, n, image, start, pitch)
+            gather_image(rows, across, vectors, lanes, image, weight, flat, target, out_channels, part * per_slice,
+                         min((part + 1) * per_slice, out_channels), phases, segments, step_row, step_column)
+            if means.size:
+                moments(lanes, flat.reshape(-1, out_channels), n * pixels, (n + 1) * pixels, means, squares, n)
+            if bias.size:
+                finish(lanes, flat, target, pixels, out_channels, bias, residual, relu)
+            task = claim(counter)
 
     return gather
 
@@ -120,7 +112,7 @@ def run_gather(plan, x, weight, out_channels, prologue=None, moments_out=None, e
     bias, residual, relu = epilogue or (nothing, None, False)
     kernel = gather_kernel(*plan.tiling, lanes)
     launch(kernel, N * slices, y.size * weight.size // out_channels, x.reshape(N, H, W * C),
-           *(prologue or (nothing,) * 3), weight, y, *(moments_out or (nothing.reshape(0, 0),) * 2), bias,
+           prologue or (nothing,) * 3, weight, y, *(moments_out or (nothing.reshape(0, 0),) * 2), bias,
            nothing if residual is None else residual.reshape(-1), relu, image, plan.phases, plan.segments,
            plan.low[0] * pitch + plan.low[1] * C, pitch, plan.step[0] * pitch, plan.step[1] * C, slices)
     return y.reshape(N, *plan.out_size, out_channels)

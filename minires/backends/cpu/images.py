@@ -10,7 +10,7 @@ from functools import lru_cache
 
 from numba import njit
 
-from minires.backends.cpu.arena import empty
+from minires.backends.cpu.arena import aligned_zeros
 from minires.backends.cpu.simd import load, rectify, store, where_positive
 from minires.backends.cpu.threads import MOST_THREADS
 
@@ -20,9 +20,9 @@ SLACK = 64  # elements behind the padded image that a last tile of taps may read
 @lru_cache(maxsize=128)
 def scratch(layout, size, dtype):
     """Zeroed scratch memory, a row for each thread, one for each `layout` so that its borders stay zero."""
-    memory = empty((MOST_THREADS, -(-(size + SLACK) // SLACK) * SLACK), dtype)
-    memory[...] = 0
-    return memory
+    row = -(-(size + SLACK) // SLACK) * SLACK
+    # Kept for good, so not from the arena, whose free pieces it would part; its zero pages cost nothing until written.
+    return aligned_zeros((MOST_THREADS, row), dtype)
 
 
 @njit(cache=True)
@@ -35,8 +35,9 @@ def copy_image(x, n, image, start, pitch):
 
 
 @njit
-def load_normalised(LANES, x, n, mean, scale, bias, image, start, pitch):
-    """image = relu((x[n] - mean) * scale + bias), channel by channel."""
+def load_normalised(LANES, x, n, prologue, image, start, pitch):
+    """image = relu((x[n] - mean) * scale + bias), channel by channel; prologue: those three, each (C,)."""
+    mean, scale, bias = prologue
     H, WC, C = x.shape[1], x.shape[2], mean.size
     for c in range(0, C, LANES):
         m, s, b = load(LANES, mean, c), load(LANES, scale, c), load(LANES, bias, c)
@@ -49,7 +50,7 @@ def load_normalised(LANES, x, n, mean, scale, bias, image, start, pitch):
 @njit
 def load_gradient(LANES, g, z, n, normalisation, image, start, pitch):
     """image = from_dy * g[n] + from_x * (z[n] - mean) + constant, normalisation: those four (mean first), each (C,)."""
-    mean, from_dy, from_x, constant = normalisation[0], normalisation[1], normalisation[2], normalisation[3]
+    mean, from_dy, from_x, constant = normalisation
     H, WC, C = g.shape[1], g.shape[2], mean.size
     for c in range(0, C, LANES):
         m, a = load(LANES, mean, c), load(LANES, from_dy, c)
@@ -81,7 +82,7 @@ def mask_and_sum(LANES, dx, start, a, a_start, a_pitch, x, mean, height, row, C,
 @njit
 def finish_gradient(LANES, dx, start, a, a_start, a_pitch, x, prologue, height, row, C, residual, sums, part):
     """What follows one image's dx: with a prologue `mask_and_sum`, else dx += residual, if there is one."""
-    if prologue.size:
+    if prologue[0].size:
         mask_and_sum(LANES, dx, start, a, a_start, a_pitch, x, prologue[0], height, row, C, sums, part)
     elif residual.size:
         for i in range(start, start + height * row, LANES):

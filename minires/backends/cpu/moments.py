@@ -7,6 +7,7 @@ from numba import njit
 
 from minires.backends.cpu.host import lanes_of
 from minires.backends.cpu.simd import load, splat, store
+from minires.backends.cpu.threads import claim
 
 
 def channel_lanes(channels, dtype):
@@ -43,22 +44,53 @@ def moments(LANES, x, start, end, means, squares, part):
 def merge_moments(means, squares, counts):
     """Mean and biased variance of the union of parts: each part's mean, sum of squares about it, and count.
 
-    means, squares: (P, C), counts: (P, 1). var = (sum of squares + sum of counts * (part's mean - mean)^2) / count
+    means, squares: (P, C), counts: (P,). var = (sum of squares + sum of counts * (part's mean - mean)^2) / count
     (Chan, Golub & LeVeque 1983), in float64.
     """
-    dtype, count = means.dtype, counts.sum()
-    means = means.astype(np.float64)
-    mean = (counts * means).sum(0) / count
-    var = (squares.sum(0, dtype=np.float64) + (counts * (means - mean) ** 2).sum(0)) / count
-    return mean.astype(dtype), np.maximum(var, 0).astype(dtype)
+    mean, var = np.empty((2, means.shape[1]), means.dtype)
+    _merge(means, squares, counts, mean, var)
+    return mean, var
+
+
+@njit(cache=True)
+def _merge(means, squares, counts, mean, var):
+    count = counts.sum()
+    for c in range(means.shape[1]):
+        total, square = 0.0, 0.0
+        for part in range(means.shape[0]):
+            total += counts[part] * np.float64(means[part, c])
+        centre = total / count
+        for part in range(means.shape[0]):
+            square += squares[part, c] + counts[part] * (means[part, c] - centre) ** 2
+        mean[c] = centre
+        var[c] = square / count
+
+
+def totals(sums):
+    """The sums of P parts, added in order and in float64: (P, 2, C) -> (2, C)."""
+    out = np.empty(sums.shape[1:], sums.dtype)
+    _total(sums, out)
+    return out
+
+
+@njit(cache=True)
+def _total(sums, out):
+    for kind in range(sums.shape[1]):
+        for c in range(sums.shape[2]):
+            total = 0.0
+            for part in range(sums.shape[0]):
+                total += sums[part, kind, c]
+            out[kind, c] = total
 
 
 @njit(nogil=True, cache=True)
-def sum_partials(first, last, thread, partial, run, dweight):
+def sum_partials(tasks, counter, thread, partial, run, dweight):
     """dweight[row] = the sum over the groups, in order, for some rows. partial: (G, runs, padded run, O)."""
-    for row in range(first, last):
+    row = claim(counter)
+    while row < tasks:
         for o in range(partial.shape[3]):
             dweight[row, o] = partial[0, row // run, row % run, o]
         for g in range(1, partial.shape[0]):
             for o in range(partial.shape[3]):
                 dweight[row, o] += partial[g, row // run, row % run, o]
+        row = claim(counter)

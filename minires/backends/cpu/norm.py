@@ -14,7 +14,7 @@ from minires.backends.composed import batchnorm_coefficients
 from minires.backends.cpu.arena import empty
 from minires.backends.cpu.moments import channel_lanes, merge_moments, moments
 from minires.backends.cpu.simd import load, store
-from minires.backends.cpu.threads import launch
+from minires.backends.cpu.threads import claim, launch
 
 PARTS = 64
 
@@ -22,12 +22,14 @@ PARTS = 64
 @cache
 def _batch_moments_kernel(lanes):
     @njit(nogil=True, cache=True)
-    def batch_moments(first, last, thread, x, means, squares):
+    def batch_moments(tasks, counter, thread, x, means, squares):
         M = x.shape[0]
-        for part in range(first, last):
+        part = claim(counter)
+        while part < tasks:
             start, end = part * M // PARTS, (part + 1) * M // PARTS
             if start < end:
                 moments(lanes, x, start, end, means, squares, part)
+            part = claim(counter)
 
     return batch_moments
 
@@ -35,14 +37,16 @@ def _batch_moments_kernel(lanes):
 @cache
 def _apply_kernel(lanes):
     @njit(nogil=True, cache=True)
-    def apply(first, last, thread, x, mean, scale, bias, y):
+    def apply(tasks, counter, thread, x, mean, scale, bias, y):
         M, C = x.shape
-        for part in range(first, last):
+        part = claim(counter)
+        while part < tasks:
             for row in range(part * M // PARTS, (part + 1) * M // PARTS):
                 for c0 in range(0, C, lanes):
                     c = min(c0, C - lanes)
                     v = (load(lanes, x, row * C + c) - load(lanes, mean, c)) * load(lanes, scale, c)
                     store(y, row * C + c, v + load(lanes, bias, c))
+            part = claim(counter)
 
     return apply
 
@@ -50,9 +54,10 @@ def _apply_kernel(lanes):
 @cache
 def _gradient_sums_kernel(lanes):
     @njit(nogil=True, cache=True)
-    def gradient_sums(first, last, thread, dy, x, mean, sums):
+    def gradient_sums(tasks, counter, thread, dy, x, mean, sums):
         M, C = x.shape
-        for part in range(first, last):
+        part = claim(counter)
+        while part < tasks:
             for c0 in range(0, C, lanes):
                 c = min(c0, C - lanes)
                 centre = load(lanes, mean, c)
@@ -64,6 +69,7 @@ def _gradient_sums_kernel(lanes):
                     product = product + g * (load(lanes, x, row * C + c) - centre)
                 store(sums, (2 * part) * C + c, total)
                 store(sums, (2 * part + 1) * C + c, product)
+            part = claim(counter)
 
     return gradient_sums
 
@@ -71,15 +77,17 @@ def _gradient_sums_kernel(lanes):
 @cache
 def _gradient_kernel(lanes):
     @njit(nogil=True, cache=True)
-    def gradient(first, last, thread, dy, x, mean, from_dy, from_x, constant, dx):
+    def gradient(tasks, counter, thread, dy, x, mean, from_dy, from_x, constant, dx):
         M, C = x.shape
-        for part in range(first, last):
+        part = claim(counter)
+        while part < tasks:
             for row in range(part * M // PARTS, (part + 1) * M // PARTS):
                 for c0 in range(0, C, lanes):
                     c = min(c0, C - lanes)
                     v = (load(lanes, x, row * C + c) - load(lanes, mean, c)) * load(lanes, from_x, c)
                     v = load(lanes, dy, row * C + c) * load(lanes, from_dy, c) + v
                     store(dx, row * C + c, v + load(lanes, constant, c))
+            part = claim(counter)
 
     return gradient
 
@@ -95,7 +103,7 @@ def batchnorm_forward(x, weight, bias, eps):
     M, C = flat.shape
     means, squares = np.zeros((2, PARTS, C), x.dtype)
     launch(_batch_moments_kernel(channel_lanes(C, x.dtype)), PARTS, x.size, flat, means, squares)
-    counts = np.diff(np.arange(PARTS + 1) * M // PARTS)[:, None]
+    counts = np.diff(np.arange(PARTS + 1) * M // PARTS)
     mean, var = merge_moments(means, squares, counts)
     return batchnorm_apply(x, mean, var, weight, bias, eps), mean, var
 
@@ -124,13 +132,15 @@ def batchnorm_backward(dy, x, mean, var, weight, eps, batch_statistics):
 
 
 @njit(nogil=True, cache=True)
-def _channel_sums(first, last, thread, dy, sums):
+def _channel_sums(tasks, counter, thread, dy, sums):
     M, C = dy.shape
-    for part in range(first, last):
+    part = claim(counter)
+    while part < tasks:
         sums[part] = 0
         for row in range(part * M // PARTS, (part + 1) * M // PARTS):
             for c in range(C):
                 sums[part, c] += dy[row, c]
+        part = claim(counter)
 
 
 def channel_sum(dy):
@@ -141,26 +151,30 @@ def channel_sum(dy):
 
 
 @njit(nogil=True, cache=True)
-def _layernorm(first, last, thread, x, weight, bias, eps, y, mean, var):
+def _layernorm(tasks, counter, thread, x, weight, bias, eps, y, mean, var):
     M, C = x.shape
-    for row in range(first, last):
-        total = x[row, 0] - x[row, 0]
-        for c in range(C):
-            total += x[row, c]
-        mean[row] = total / C
-        square = total - total
-        for c in range(C):
-            square += (x[row, c] - mean[row]) ** 2
-        var[row] = square / C
-        inv_std = 1 / np.sqrt(var[row] + eps)
-        for c in range(C):
-            y[row, c] = weight[c] * ((x[row, c] - mean[row]) * inv_std) + bias[c]
+    part = claim(counter)
+    while part < tasks:
+        for row in range(part * M // PARTS, (part + 1) * M // PARTS):
+            total = x[row, 0] - x[row, 0]
+            for c in range(C):
+                total += x[row, c]
+            mean[row] = total / C
+            square = total - total
+            for c in range(C):
+                square += (x[row, c] - mean[row]) ** 2
+            var[row] = square / C
+            inv_std = 1 / np.sqrt(var[row] + eps)
+            for c in range(C):
+                y[row, c] = weight[c] * ((x[row, c] - mean[row]) * inv_std) + bias[c]
+        part = claim(counter)
 
 
 @njit(nogil=True, cache=True)
-def _layernorm_gradient(first, last, thread, dy, x, mean, var, weight, eps, dx, dweight, dbias):
+def _layernorm_gradient(tasks, counter, thread, dy, x, mean, var, weight, eps, dx, dweight, dbias):
     M, C = x.shape
-    for part in range(first, last):
+    part = claim(counter)
+    while part < tasks:
         dweight[part] = 0
         dbias[part] = 0
         for row in range(part * M // PARTS, (part + 1) * M // PARTS):
@@ -176,13 +190,14 @@ def _layernorm_gradient(first, last, thread, dy, x, mean, var, weight, eps, dx, 
             for c in range(C):
                 x_hat = (x[row, c] - mean[row]) * inv_std
                 dx[row, c] = inv_std * (weight[c] * dy[row, c] - g_sum / C - x_hat * g_x_sum / C)
+        part = claim(counter)
 
 
 def layernorm_forward(x, weight, bias, eps):
     """x: (..., C) -> y: (..., C), mean and var over the channels: (..., 1)."""
     y = empty(x.shape, x.dtype)
     mean, var = (np.empty((*x.shape[:-1], 1), x.dtype) for _ in range(2))
-    launch(_layernorm, x.size // x.shape[-1], x.size, rows(x), weight, bias, x.dtype.type(eps), rows(y),
+    launch(_layernorm, PARTS, x.size, rows(x), weight, bias, x.dtype.type(eps), rows(y),
            mean.reshape(-1), var.reshape(-1))
     return y, mean, var
 

@@ -7,14 +7,15 @@ import numpy as np
 from numba import njit
 
 from minires.backends.cpu.arena import empty
-from minires.backends.cpu.threads import launch
+from minires.backends.cpu.threads import claim, launch
 from minires.backends.reference import output_size
 
 
 @njit(nogil=True, cache=True)
-def _maxpool(first, last, thread, x, y, argmax, kernel, stride, padding, dilation):
+def _maxpool(tasks, counter, thread, x, y, argmax, kernel, stride, padding, dilation):
     N, H, W, C = x.shape
-    for n in range(first, last):
+    n = claim(counter)
+    while n < tasks:
         for oh in range(y.shape[1]):
             for ow in range(y.shape[2]):
                 y[n, oh, ow] = -np.inf
@@ -33,12 +34,14 @@ def _maxpool(first, last, thread, x, y, argmax, kernel, stride, padding, dilatio
                             if argmax[n, oh, ow, c] < 0 or v > best or (v != v and best == best):
                                 y[n, oh, ow, c] = v
                                 argmax[n, oh, ow, c] = i * kernel[1] + j
+        n = claim(counter)
 
 
 @njit(nogil=True, cache=True)
-def _maxpool_gradient(first, last, thread, dy, argmax, dx, kernel, stride, padding, dilation):
+def _maxpool_gradient(tasks, counter, thread, dy, argmax, dx, kernel, stride, padding, dilation):
     N, OH, OW, C = dy.shape
-    for n in range(first, last):
+    n = claim(counter)
+    while n < tasks:
         dx[n] = 0
         for oh in range(OH):
             for ow in range(OW):
@@ -46,12 +49,14 @@ def _maxpool_gradient(first, last, thread, dy, argmax, dx, kernel, stride, paddi
                     i, j = divmod(argmax[n, oh, ow, c], kernel[1])
                     dx[n, oh * stride[0] - padding[0] + i * dilation[0],
                        ow * stride[1] - padding[1] + j * dilation[1], c] += dy[n, oh, ow, c]
+        n = claim(counter)
 
 
 @njit(nogil=True, cache=True)
-def _avgpool(first, last, thread, x, y, kernel, stride, padding):
+def _avgpool(tasks, counter, thread, x, y, kernel, stride, padding):
     N, H, W, C = x.shape
-    for n in range(first, last):
+    n = claim(counter)
+    while n < tasks:
         for oh in range(y.shape[1]):
             for ow in range(y.shape[2]):
                 y[n, oh, ow] = 0
@@ -61,12 +66,14 @@ def _avgpool(first, last, thread, x, y, kernel, stride, padding):
                             y[n, oh, ow, c] += x[n, h, w, c]
                 for c in range(C):
                     y[n, oh, ow, c] /= kernel[0] * kernel[1]
+        n = claim(counter)
 
 
 @njit(nogil=True, cache=True)
-def _avgpool_gradient(first, last, thread, dy, dx, kernel, stride, padding):
+def _avgpool_gradient(tasks, counter, thread, dy, dx, kernel, stride, padding):
     N, H, W, C = dx.shape
-    for n in range(first, last):
+    n = claim(counter)
+    while n < tasks:
         dx[n] = 0
         for oh in range(dy.shape[1]):
             for ow in range(dy.shape[2]):
@@ -74,6 +81,7 @@ def _avgpool_gradient(first, last, thread, dy, dx, kernel, stride, padding):
                     for w in range(max(0, ow * stride[1] - padding[1]), min(W, ow * stride[1] - padding[1] + kernel[1])):
                         for c in range(C):
                             dx[n, h, w, c] += dy[n, oh, ow, c] / (kernel[0] * kernel[1])
+        n = claim(counter)
 
 
 def _out_shape(x, kernel_size, stride, padding, dilation):
@@ -114,24 +122,28 @@ def avgpool2d_backward(dy, x_shape, kernel_size, stride, padding):
 
 
 @njit(nogil=True, cache=True)
-def _global_mean(first, last, thread, x, y):
+def _global_mean(tasks, counter, thread, x, y):
     N, P, C = x.shape
-    for n in range(first, last):
+    n = claim(counter)
+    while n < tasks:
         y[n] = 0
         for p in range(P):
             for c in range(C):
                 y[n, c] += x[n, p, c]
         for c in range(C):
             y[n, c] /= P
+        n = claim(counter)
 
 
 @njit(nogil=True, cache=True)
-def _spread(first, last, thread, dy, dx):
+def _spread(tasks, counter, thread, dy, dx):
     N, P, C = dx.shape
-    for n in range(first, last):
+    n = claim(counter)
+    while n < tasks:
         for p in range(P):
             for c in range(C):
                 dx[n, p, c] = dy[n, c] / P
+        n = claim(counter)
 
 
 def global_avgpool_forward(x):
@@ -151,26 +163,30 @@ def global_avgpool_backward(dy, x_shape):
 
 
 @njit(nogil=True, cache=True)
-def _pad_shortcut(first, last, thread, x, y, before, stride):
+def _pad_shortcut(tasks, counter, thread, x, y, before, stride):
     N, OH, OW, O = y.shape
-    for n in range(first, last):
+    n = claim(counter)
+    while n < tasks:
         for oh in range(OH):
             for ow in range(OW):
                 for o in range(O):
                     y[n, oh, ow, o] = 0
                 for c in range(x.shape[3]):
                     y[n, oh, ow, before + c] = x[n, oh * stride[0], ow * stride[1], c]
+        n = claim(counter)
 
 
 @njit(nogil=True, cache=True)
-def _pad_shortcut_gradient(first, last, thread, dy, dx, before, stride):
+def _pad_shortcut_gradient(tasks, counter, thread, dy, dx, before, stride):
     N, H, W, C = dx.shape
-    for n in range(first, last):
+    n = claim(counter)
+    while n < tasks:
         dx[n] = 0
         for oh in range(dy.shape[1]):
             for ow in range(dy.shape[2]):
                 for c in range(C):
                     dx[n, oh * stride[0], ow * stride[1], c] = dy[n, oh, ow, before + c]
+        n = claim(counter)
 
 
 def pad_shortcut_forward(x, out_channels, stride):

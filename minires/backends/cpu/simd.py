@@ -3,6 +3,7 @@
     v = load(LANES, x, offset)           LANES consecutive elements of the array x, LANES a compile-time constant
     v = splat(LANES, number)             one number in all lanes
     store(y, offset, a * b + v * 4)      + - * on vectors are operations on all lanes; * takes a number too
+    stream(y, offset, v)                 store to memory that is not read soon; offset a multiple of the vector, y aligned
     v = rectify(v)                       max(v, 0); a NaN stays one
     v = where_positive(y, v)             v where y > 0, else 0
     v = sqrt(v)
@@ -59,12 +60,33 @@ def load(typingctx, lanes, array, offset):
     return kind(lanes, array, types.int64), codegen
 
 
+def _store(builder, pointer, value, align):
+    instruction = builder.store(value, builder.bitcast(pointer, value.type.as_pointer()))
+    instruction.align = align
+    return instruction
+
+
 @intrinsic
 def store(typingctx, array, offset, value):
     """array[offset : offset + lanes] = value, in memory order."""
     def codegen(context, builder, sig, args):
         pointer = _element_pointer(context, builder, array, args[0], args[1])
-        builder.store(args[2], builder.bitcast(pointer, args[2].type.as_pointer())).align = array.dtype.bitwidth // 8
+        _store(builder, pointer, args[2], array.dtype.bitwidth // 8)
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64, value), codegen
+
+
+@intrinsic
+def stream(typingctx, array, offset, value):
+    """`store` past the caches: the processor then need not read the lines it will overwrite.
+
+    Such a store is ordered by the atomic `claim` that follows each task.
+    """
+    def codegen(context, builder, sig, args):
+        pointer = _element_pointer(context, builder, array, args[0], args[1])
+        instruction = _store(builder, pointer, args[2], value.lanes * array.dtype.bitwidth // 8)
+        instruction.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(I32, 1)]))
         return context.get_dummy_value()
 
     return types.void(array, types.int64, value), codegen

@@ -15,7 +15,7 @@ own scratch; then V of dz and, as forward, the input gradient.
 Bytes moved: x once, y once, as the direct kernel. Multiplications: (m + 2)^2 / (9 m^2) of the direct kernel's.
 """
 import weakref
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 from numba import njit
@@ -27,7 +27,7 @@ from minires.backends.cpu.host import VECTOR_BYTES, lanes_of
 from minires.backends.cpu.images import copy_image, finish_gradient, load_gradient, load_normalised, scratch
 from minires.backends.cpu.microkernel import tile
 from minires.backends.cpu.moments import moments, sum_partials
-from minires.backends.cpu.threads import launch
+from minires.backends.cpu.threads import claim, launch
 from minires.backends.cpu.transforms import input_1d, output_1d, output_adjoint_1d, weight_1d, weight_adjoint_1d
 
 BLOCK_BYTES = 300 << 10  # of V, for a block of images: P is as large, and both with the weights fill a 1 MiB cache
@@ -98,10 +98,12 @@ def weight_kernel(m, lanes):
     """weight (3, 3, C, O) to its points (m + 2, m + 2, C, O)."""
 
     @njit(nogil=True, cache=True)
-    def transform_weight(first, last, thread, weight, points, temp):
+    def transform_weight(tasks, counter, thread, weight, points, temp):
         C, O = weight.shape[2], weight.shape[3]
-        for c in range(first, last):
+        c = claim(counter)
+        while c < tasks:
             transform_weight_row(m, lanes, weight.reshape(-1), points.reshape(-1), c * O, O, C * O, temp[thread])
+            c = claim(counter)
 
     return transform_weight
 
@@ -129,82 +131,40 @@ def _transform_weight(weight, m):
     return points
 
 
-@njit
-def forward_block(M, ROWS, VECTORS, LANES, C, O, first, last, x, mean, scale, shift, weight, y, means, squares, bias,
-                  residual, relu, image, v, p, temp, start, pitch, plane):
-    """Images first .. last - 1 forward, in one thread's scratch. Empty arrays switch off what they are for."""
-    H, W = y.shape[1], y.shape[2]
-    tiles, flat_y = (H // M) * (W // M), y.reshape(-1)
-    channels, out_channels = np.int64(C), np.int64(O)  # no constants: the transforms are compiled once for all shapes
-    for n in range(first, last):
-        if mean.size:
-            load_normalised(LANES, x, n, mean, scale, shift, image, start, pitch)
-        else:
-            copy_image(x, n, image, start, pitch)
-        transform_images(M, LANES, False, image, 0, pitch, channels, H, W, v, (n - first) * tiles, plane, temp)
-    multiply(M, ROWS, VECTORS, LANES, C, O, v, weight, p, plane, (last - first) * tiles)
-    for n in range(first, last):
-        target = n * H * W * O
-        transform_back(M, LANES, p, (n - first) * tiles, plane, flat_y, target, out_channels, H, W, temp)
-        if means.size:
-            moments(LANES, flat_y.reshape(-1, O), n * H * W, (n + 1) * H * W, means, squares, n)
-        if bias.size:
-            finish(LANES, flat_y, target, H * W, out_channels, bias, residual, relu)
-
-
 @cache
 def forward_kernel(m, rows, vectors, lanes, C, O):
-    """The forward kernel for one shape of weights: its addresses are then constants, which is worth a third."""
+    """The forward kernel for one shape of weights: its addresses are then constants, which is worth a third.
+
+    Its empty arrays switch off what they are for.
+    """
 
     @njit(nogil=True, cache=True)
-    def winograd(first_block, last_block, thread, x, mean, scale, shift, weight, y, means, squares, bias, residual, relu,
-                 image, v, p, temp, start, pitch, per_block, plane):
-        N = y.shape[0]
-        for block in range(first_block, last_block):
-            first = block * per_block
-            forward_block(m, rows, vectors, lanes, C, O, first, min(first + per_block, N), x, mean, scale, shift, weight, y,
-                          means, squares, bias, residual, relu, image[thread], v[thread], p[thread], temp[thread],
-                          start, pitch, plane)
+    def winograd(tasks, counter, thread, x, prologue, weight, y, means, squares, bias, residual, relu,
+                 images, vs, ps, temps, start, pitch, per_block, plane):
+        N, H, W = y.shape[0], y.shape[1], y.shape[2]
+        tiles, flat_y = (H // m) * (W // m), y.reshape(-1)
+        image, v, p, temp = images[thread], vs[thread], ps[thread], temps[thread]
+        channels, out_channels = np.int64(C), np.int64(O)  # no constants: the transforms are compiled once for all shapes
+        block = claim(counter)
+        while block < tasks:
+            first, last = block * per_block, min((block + 1) * per_block, N)
+            for n in range(first, last):
+                if prologue[0].size:
+                    load_normalised(lanes, x, n, prologue, image, start, pitch)
+                else:
+                    copy_image(x, n, image, start, pitch)
+                transform_images(m, lanes, False, image, 0, pitch, channels, H, W, v, (n - first) * tiles, plane, temp)
+            multiply(m, rows, vectors, lanes, C, O, v, weight, p, plane, (last - first) * tiles)
+            for n in range(first, last):
+                target = n * H * W * O
+                transform_back(m, lanes, p, (n - first) * tiles, plane, flat_y, target, out_channels, H, W, temp)
+                if means.size:
+                    moments(lanes, flat_y.reshape(-1, O), n * H * W, (n + 1) * H * W, means, squares, n)
+                if bias.size:
+                    finish(lanes, flat_y, target, H * W, out_channels, bias, residual, relu)
+            block = claim(counter)
 
     return winograd
-
-
-@njit
-def gradient_block(M, ROWS, VECTORS, LANES, C, O, first, last, g, z, normalisation, z_image, z_start, z_pitch, x, prologue,
-                   x_image, x_start, x_pitch, weight, residual, dx, sums, v, p, du, temp, plane, add):
-    """Images first .. last - 1 backward, in one thread's scratch: their dx, and their share of du, added with `add`."""
-    H, W, size = g.shape[1], g.shape[2] // O, M + 2
-    z_size, x_size, tiles = (H + 2) * z_pitch, (H + 2) * x_pitch, (H // M) * (W // M)
-    channels, out_channels = np.int64(C), np.int64(O)
-    for n in range(first, last):
-        z_at, x_at = (n - first) * z_size, (n - first) * x_size
-        if normalisation.size:
-            load_gradient(LANES, g, z, n, normalisation, z_image, z_at + z_start, z_pitch)
-        else:
-            copy_image(g, n, z_image, z_at + z_start, z_pitch)
-        if prologue.size:
-            load_normalised(LANES, x, n, prologue[0], prologue[1], prologue[2], x_image, x_at + x_start, x_pitch)
-        else:
-            copy_image(x, n, x_image, x_at + x_start, x_pitch)
-        transform_images(M, LANES, False, x_image, x_at, x_pitch, channels, H, W, v, (n - first) * tiles, plane, temp)
-        transform_images(M, LANES, True, z_image, z_at + z_start, z_pitch, out_channels, H, W, p, (n - first) * tiles,
-                         plane, temp)
-    for point in range(size * size):
-        for c in range(0, C, ROWS):
-            for o in range(0, O, VECTORS * LANES):
-                tile(ROWS, ROWS, VECTORS, LANES, v, point * plane + c, 1, 0, C, 0, p, point * plane + o, O, 0,
-                     du, point * C * O + c * O + o, O, 0, (last - first) * tiles, 1, add)
-    if dx.size:
-        # The planes of v and p change roles: O channels in, C out.
-        for n in range(first, last):
-            transform_images(M, LANES, False, z_image, (n - first) * z_size, z_pitch, out_channels, H, W, p,
-                             (n - first) * tiles, plane, temp)
-        multiply(M, ROWS, VECTORS, LANES, O, C, p, weight, v, plane, (last - first) * tiles)
-        for n in range(first, last):
-            target = n * H * W * C
-            transform_back(M, LANES, v, (n - first) * tiles, plane, dx, target, channels, H, W, temp)
-            finish_gradient(LANES, dx, target, x_image, (n - first) * x_size + x_start, x_pitch, x, prologue, H,
-                            W * channels, channels, residual, sums, n)
 
 
 @njit
@@ -223,16 +183,49 @@ def gradient_kernel(m, rows, vectors, lanes, C, O):
     """The backward kernel for one shape of weights: see `unit_gradient`."""
 
     @njit(nogil=True, cache=True)
-    def gradient(first_group, last_group, t, g, z, normalisation, z_image, z_start, z_pitch, x, prologue, x_image, x_start,
-                 x_pitch, weight, residual, dx, sums, v, p, du, temp, per_block, plane, partial):
-        N, G = g.shape[0], partial.shape[0]
-        for k in range(first_group, last_group):
+    def gradient(tasks, counter, t, g, z, normalisation, z_images, z_start, z_pitch, x, prologue, x_images, x_start,
+                 x_pitch, weight, residual, dx, sums, vs, ps, dus, temps, per_block, plane, partial):
+        N, G, H, W = g.shape[0], partial.shape[0], g.shape[1], g.shape[2] // O
+        z_size, x_size, tiles = (H + 2) * z_pitch, (H + 2) * x_pitch, (H // m) * (W // m)
+        z_image, x_image, v, p, du, temp = z_images[t], x_images[t], vs[t], ps[t], dus[t], temps[t]
+        channels, out_channels = np.int64(C), np.int64(O)
+        k = claim(counter)
+        while k < tasks:
             group_first, group_last = k * N // G, (k + 1) * N // G
             for first in range(group_first, group_last, per_block):
-                gradient_block(m, rows, vectors, lanes, C, O, first, min(first + per_block, group_last), g, z, normalisation,
-                               z_image[t], z_start, z_pitch, x, prologue, x_image[t], x_start, x_pitch, weight, residual,
-                               dx, sums, v[t], p[t], du[t], temp[t], plane, first - group_first)
-            transform_weight_back(m, lanes, C, O, du[t], partial[k], temp[t])
+                last = min(first + per_block, group_last)
+                for n in range(first, last):
+                    z_at, x_at = (n - first) * z_size, (n - first) * x_size
+                    if normalisation[0].size:
+                        load_gradient(lanes, g, z, n, normalisation, z_image, z_at + z_start, z_pitch)
+                    else:
+                        copy_image(g, n, z_image, z_at + z_start, z_pitch)
+                    if prologue[0].size:
+                        load_normalised(lanes, x, n, prologue, x_image, x_at + x_start, x_pitch)
+                    else:
+                        copy_image(x, n, x_image, x_at + x_start, x_pitch)
+                    transform_images(m, lanes, False, x_image, x_at, x_pitch, channels, H, W, v, (n - first) * tiles, plane,
+                                     temp)
+                    transform_images(m, lanes, True, z_image, z_at + z_start, z_pitch, out_channels, H, W, p,
+                                     (n - first) * tiles, plane, temp)
+                for point in range((m + 2) * (m + 2)):
+                    for c in range(0, C, rows):
+                        for o in range(0, O, vectors * lanes):
+                            tile(rows, rows, vectors, lanes, v, point * plane + c, 1, 0, C, 0, p, point * plane + o, O, 0,
+                                 du, point * C * O + c * O + o, O, 0, (last - first) * tiles, 1, first - group_first)
+                if dx.size:
+                    # The planes of v and p change roles: O channels in, C out.
+                    for n in range(first, last):
+                        transform_images(m, lanes, False, z_image, (n - first) * z_size, z_pitch, out_channels, H, W, p,
+                                         (n - first) * tiles, plane, temp)
+                    multiply(m, rows, vectors, lanes, O, C, p, weight, v, plane, (last - first) * tiles)
+                    for n in range(first, last):
+                        target = n * H * W * C
+                        transform_back(m, lanes, v, (n - first) * tiles, plane, dx, target, channels, H, W, temp)
+                        finish_gradient(lanes, dx, target, x_image, (n - first) * x_size + x_start, x_pitch, x, prologue, H,
+                                        W * channels, channels, residual, sums, n)
+            transform_weight_back(m, lanes, C, O, du, partial[k], temp)
+            k = claim(counter)
 
     return gradient
 
@@ -257,23 +250,41 @@ def _workspace(m, dtype, rows, H, W, C, O, images):
     return per_block, plane, v, p, scratch(("winograd", line), points * line, dtype)
 
 
+@lru_cache(maxsize=128)
+def _forward_plan(m, dtype, N, H, W, C, O):
+    """(kernel, its number of tasks, its last arguments)."""
+    rows, vectors = tiling(m, dtype, H, W, C, O)
+    per_block, plane, v, p, temp = _workspace(m, dtype, rows, H, W, C, O, -(-N // GROUPS))
+    pitch = (W + 2) * C
+    image = scratch(((1, 1), (H + 2, W + 2), H, W, C), (H + 2) * pitch, dtype)
+    kernel = forward_kernel(m, rows, vectors, lanes_of(dtype), C, O)
+    return kernel, -(-N // per_block), (image, v, p, temp, pitch + C, pitch, per_block, plane)
+
+
 def forward(m, x, prologue, weight, moments_out=None, epilogue=None):
     """y = conv(a(x)), padding 1: (N, H, W, C) and weight (3, 3, C, O) -> (N, H, W, O). The rest as `run_gather`."""
     N, H, W, C = x.shape
     O, dtype, nothing = weight.shape[3], x.dtype, np.empty(0, x.dtype)
-    rows, vectors = tiling(m, dtype, H, W, C, O)
-    per_block, plane, v, p, temp = _workspace(m, dtype, rows, H, W, C, O, N)
-    per_block = max(1, min(per_block, -(-N // GROUPS)))
-    pitch = (W + 2) * C
-    image = scratch(((1, 1), (H + 2, W + 2), H, W, C), (H + 2) * pitch, dtype)
+    kernel, tasks, places = _forward_plan(m, dtype, N, H, W, C, O)
     y = empty((N, H, W, O), dtype)
     bias, residual, relu = epilogue or (nothing, None, False)
-    kernel = forward_kernel(m, rows, vectors, lanes_of(dtype), C, O)
-    launch(kernel, -(-N // per_block), y.size * C, x.reshape(N, H, W * C), *(prologue or (nothing,) * 3),
-           transform_weight(weight, m).reshape(-1), y,
-           *(moments_out or (nothing.reshape(0, 0),) * 2), bias, nothing if residual is None else residual.reshape(-1), relu,
-           image, v, p, temp, pitch + C, pitch, per_block, plane)
+    launch(kernel, tasks, y.size * C, x.reshape(N, H, W * C), prologue or (nothing,) * 3,
+           transform_weight(weight, m).reshape(-1), y, *(moments_out or (nothing.reshape(0, 0),) * 2), bias,
+           nothing if residual is None else residual.reshape(-1), relu, *places)
     return y
+
+
+@lru_cache(maxsize=128)
+def _gradient_plan(m, dtype, N, H, W, C, O):
+    """(kernel, number of groups, scratch for padded images of z and x, of v, p, du and small, images a block, plane)."""
+    rows, vectors = tiling(m, dtype, H, W, C, O)
+    groups = min(N, GROUPS)
+    per_block, plane, v, p, temp = _workspace(m, dtype, rows, H, W, C, O, -(-N // groups))
+    z_image = scratch(("z", per_block, H, W, O), per_block * (H + 2) * (W + 2) * O, dtype)
+    x_image = scratch(("x", per_block, H, W, C), per_block * (H + 2) * (W + 2) * C, dtype)
+    du = scratch(("winograd du", (m + 2) ** 2, C, O), (m + 2) ** 2 * C * O, dtype)
+    kernel = gradient_kernel(m, rows, vectors, lanes_of(dtype), C, O)
+    return kernel, groups, z_image, x_image, (v, p, du, temp, per_block, plane)
 
 
 def unit_gradient(m, g, z, normalisation, x, prologue, weight, residual_gradient, need_dx):
@@ -283,22 +294,14 @@ def unit_gradient(m, g, z, normalisation, x, prologue, weight, residual_gradient
     """
     N, H, W, C = x.shape
     O, dtype, nothing = g.shape[3], x.dtype, np.empty(0, x.dtype)
-    rows, vectors = tiling(m, dtype, H, W, C, O)
-    groups = min(N, GROUPS)
-    per_block, plane, v, p, temp = _workspace(m, dtype, rows, H, W, C, O, -(-N // groups))
+    kernel, groups, z_image, x_image, places = _gradient_plan(m, dtype, N, H, W, C, O)
     z_pitch, x_pitch = (W + 2) * O, (W + 2) * C
-    z_image = scratch(("z", per_block, H, W, O), per_block * (H + 2) * z_pitch, dtype)
-    x_image = scratch(("x", per_block, H, W, C), per_block * (H + 2) * x_pitch, dtype)
-    du = scratch(("winograd du", (m + 2) ** 2, C, O), (m + 2) ** 2 * C * O, dtype)
     partial, dweight = empty((groups, 9 * C * O), dtype), empty((3, 3, C, O), dtype)
-    dx = empty((N, H, W, C), dtype) if need_dx else nothing
-    sums = np.empty((N, 2, C), dtype)
-    kernel = gradient_kernel(m, rows, vectors, lanes_of(dtype), C, O)
+    dx, sums = (empty((N, H, W, C), dtype) if need_dx else nothing), np.empty((N, 2, C), dtype)
     launch(kernel, groups, 2 * g.size * C, g.reshape(N, H, W * O), (g if z is None else z).reshape(N, H, W * O),
-           nothing.reshape(0, 0) if normalisation is None else np.stack(normalisation), z_image, z_pitch + O, z_pitch,
-           x.reshape(N, H, W * C), nothing.reshape(0, 0) if prologue is None else np.stack(prologue),
-           x_image, x_pitch + C, x_pitch, transform_weight(weight, m).reshape(-1) if need_dx else nothing,
-           nothing if residual_gradient is None else residual_gradient.reshape(-1), dx.reshape(-1), sums, v, p, du, temp,
-           per_block, plane, partial)
+           normalisation or (nothing,) * 4, z_image, z_pitch + O, z_pitch,
+           x.reshape(N, H, W * C), prologue or (nothing,) * 3, x_image, x_pitch + C, x_pitch,
+           transform_weight(weight, m).reshape(-1) if need_dx else nothing,
+           nothing if residual_gradient is None else residual_gradient.reshape(-1), dx.reshape(-1), sums, *places, partial)
     launch(sum_partials, 9 * C, partial.size, partial.reshape(groups, 1, 9 * C, O), 9 * C, dweight.reshape(9 * C, O))
     return (dx if need_dx else None), dweight, sums
