@@ -36,18 +36,16 @@ class _ResNet(Branch):
         """For each layer of the body the blocks of a stage, each the input of the next; of other layers none.
 
         The stem stands in front where nothing is between. None of the last stage: backward begins there, and would form its
-        images again at once.
+        images again at once. None in inference_mode, which keeps nothing.
         """
+        if in_inference_mode():
+            return [()] * len(body)
         stages = [layer for layer in body if isinstance(layer, Sequential)]
         return [[] if layer not in stages[:-1] else [self, *layer] if layer is body[0] else list(layer) for layer in body]
 
     def forward(self, x):
         x = fused.forward(self, x) if self.fused else self.relu.forward(self.branch_forward(x))
         body = self._body()
-        if in_inference_mode():
-            for layer in body:
-                x = layer.forward(x)
-            return x
         for layer, chain in zip(body, self._chains(body), strict=True):
             x = layer.forward(x)
             fused.drop_outputs(chain)

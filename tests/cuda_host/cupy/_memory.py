@@ -74,7 +74,7 @@ class Buffer:
             guard.fill(self.mark)
 
     def __del__(self):
-        if hasattr(self, "guards"):
+        if hasattr(self, "guards") and pool is not None:  # at the end of the process the module is emptied first
             pool.used -= self.size
             if not self.intact():
                 damaged.append(self.size)
