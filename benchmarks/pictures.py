@@ -92,8 +92,9 @@ def draw_scaling(result, path):
     for index, (model, rows) in enumerate(result["threads"].items()):
         xs, medians = zip(*((row["threads"], row["batch"] / row["median"]) for row in rows), strict=True)
         threads.plot(xs, medians, marker="o", color=COLOURS[index], label=model)
-        threads.plot(xs, [medians[0] * x / xs[0] for x in xs], color=COLOURS[index], linewidth=1, linestyle=(0, (4, 2)))
-    threads.plot([], [], color=QUIET, linewidth=1, linestyle=(0, (4, 2)), label="proportional")
+        threads.plot(xs, [medians[0] * row["arithmetic"] for row in rows], color=COLOURS[index], linewidth=1,
+                     linestyle=(0, (4, 2)))
+    threads.plot([], [], color=QUIET, linewidth=1, linestyle=(0, (4, 2)), label="as arithmetic in registers")
     threads.set_ylim(0, threads.get_ylim()[1] * 1.05)
     threads.xaxis.set_major_locator(FixedLocator(xs))
     threads.legend(frameon=False)

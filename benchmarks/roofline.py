@@ -17,7 +17,8 @@ CHAINS = 12  # independent accumulators in `multiply_add`: what two units of a l
 
 
 @cache
-def _multiply_add(lanes):
+def multiply_add_kernel(lanes):
+    """kernel(parts, turns, out): `turns` rounds of CHAINS multiply-adds on vectors for each part, out: (parts * lanes,)."""
     @njit(parallel=True)
     def multiply_add(threads, turns, out):
         for thread in prange(threads):
@@ -56,7 +57,7 @@ def best_seconds(function, patience=0.3):
 def peak_flops(dtype=np.float32, turns=100_000):
     """Operations a second (an addition and a multiplication each count) with all values in registers, all threads."""
     lanes, threads = lanes_of(np.dtype(dtype)), get_num_threads()
-    kernel, out = _multiply_add(lanes), np.ones(lanes * threads, dtype)
+    kernel, out = multiply_add_kernel(lanes), np.ones(lanes * threads, dtype)
     return 2 * CHAINS * lanes * threads * turns / best_seconds(lambda: kernel(threads, turns, out))
 
 

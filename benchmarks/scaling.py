@@ -1,8 +1,14 @@
-"""How a training step scales: with threads, with the batch size, with depth. Each comparison is measured in turns."""
+"""How a training step scales: with threads, with the batch size, with depth. Each comparison is measured in turns.
+
+Two threads of a shared or throttled machine are not twice as fast at anything. So beside the training steps, in the same
+turns, stands arithmetic in registers, which has nothing to load and nothing to wait for: what the machine's threads give.
+"""
 import tempfile
+import time
 from contextlib import ExitStack
 from typing import Annotated
 
+import numpy as np
 import typer
 
 from benchmarks import RESULTS, run, write_json
@@ -15,8 +21,31 @@ DEPTHS = (20, 32, 44, 56, 110)
 BATCHES = (16, 32, 64, 128, 256, 512)
 
 
-def measure(points, repetitions):
-    """Rows for `points`, (model, batch, threads) each: all of them in turns, each in a process of its own."""
+class Arithmetic:
+    """A fixed number of operations in registers, shared out among `threads`; it takes turns like a Worker."""
+
+    def __init__(self, threads, most):
+        import numba
+
+        from benchmarks.roofline import multiply_add_kernel
+        from minires.backends.cpu.host import lanes_of
+
+        lanes, self.parts = lanes_of(np.dtype(np.float32)), 4 * most
+        self.kernel, self.out = multiply_add_kernel(lanes), np.ones(lanes * self.parts, np.float32)
+        self.use_threads = lambda: numba.set_num_threads(threads)
+
+    def tell(self, _, steps):
+        """{"seconds": of one of `steps` runs}."""
+        self.use_threads()
+        began = time.perf_counter()
+        for _ in range(steps):
+            self.kernel(self.parts, 200_000, self.out)
+        return {"seconds": (time.perf_counter() - began) / steps}
+
+
+def measure(points, repetitions, arithmetic=()):
+    """Rows for `points`, (model, batch, threads) each: all of them in turns, each in a process of its own; and the median
+    seconds of `Arithmetic` on each number of threads in `arithmetic`, in the same turns."""
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         workers = {}
         for model, batch, threads in points:
@@ -25,10 +54,14 @@ def measure(points, repetitions):
             worker.start()
             worker.tell("time", steps=1)
             workers[model, batch, threads] = worker
-        seconds = take_turns(workers, repetitions)
-        return [{"model": model, "batch": batch, "threads": threads, **spread(seconds[model, batch, threads]),
+        machine = {("arithmetic", threads): Arithmetic(threads, max(arithmetic)) for threads in arithmetic}
+        for engine in machine.values():
+            engine.tell("time", steps=1)  # compiles
+        seconds = take_turns({**workers, **machine}, repetitions)
+        rows = [{"model": model, "batch": batch, "threads": threads, **spread(seconds[model, batch, threads]),
                  "peak_bytes": worker.tell("memory")["peak_bytes"]}
                 for (model, batch, threads), worker in workers.items()]
+        return rows, [spread(seconds[key])["median"] for key in machine]
 
 
 def line(head, row, ratio):
@@ -55,16 +88,20 @@ def main(
     counts = sorted({count for count in (1, 2, 4, 8, 16, 32, 64) if count <= most} | {most})
     result = {"machine": describe_machine(), "repetitions": repetitions, "threads": {}}
     for model in ("resnet20", f"resnet{depths[-1]}"):
-        rows = result["threads"][model] = measure([(model, batch, count) for count in counts], repetitions)
+        rows, machine = measure([(model, batch, count) for count in counts], repetitions, counts)
         print(f"threads, {model}, batch {batch}")
-        for row in rows:
-            line(f"{row['threads']}", row, f"{rows[0]['median'] / row['median']:.2f} times as fast as on one")
-    rows = result["batches"] = measure([("resnet20", size, most) for size in batches], repetitions)
+        for row, seconds in zip(rows, machine, strict=True):
+            row["arithmetic"] = machine[0] / seconds
+            line(f"{row['threads']}", row, f"{rows[0]['median'] / row['median']:.2f} times as fast as on one, arithmetic in "
+                                           f"registers {row['arithmetic']:.2f}")
+        result["threads"][model] = rows
+    rows, _ = measure([("resnet20", size, most) for size in batches], repetitions)
+    result["batches"] = rows
     best = max(row["batch"] / row["median"] for row in rows)
     print(f"batch size, resnet20, {most} threads")
     for row in rows:
         line(f"{row['batch']}", row, f"{row['batch'] / row['median'] / best:.0%} of the highest rate")
-    rows = measure([(f"resnet{depth}", batch, most) for depth in depths], repetitions)
+    rows, _ = measure([(f"resnet{depth}", batch, most) for depth in depths], repetitions)
     result["depths"] = [{"depth": depth, **row} for depth, row in zip(depths, rows, strict=True)]
     print(f"depth, batch {batch}, {most} threads")
     for row in result["depths"]:
