@@ -12,27 +12,36 @@ from numba import get_num_threads, njit, prange
 
 from minires.backends.cpu.host import lanes_of
 from minires.backends.cpu.simd import load, splat, store
+from minires.backends.cpu.threads import SMALL, claim, launch, pool
 
-CHAINS = 12  # independent accumulators in `multiply_add`: what two units of a latency of 4 to 6 cycles need
+CHAINS = 12  # independent accumulators in `_multiply_add`: what two units of a latency of 4 to 6 cycles need
+
+
+@njit
+def _multiply_add(LANES, turns, out, at):
+    """`turns` rounds of CHAINS multiply-adds on vectors, all in registers; out[at : at + LANES] keeps them from being left out."""
+    a, b = splat(LANES, out.dtype.type(0.999)), splat(LANES, out.dtype.type(0.001))
+    v0 = load(LANES, out, at)
+    v1 = v2 = v3 = v4 = v5 = v6 = v7 = v8 = v9 = v10 = v11 = v0
+    for _ in range(turns):
+        v0, v1, v2, v3 = v0 * a + b, v1 * a + b, v2 * a + b, v3 * a + b
+        v4, v5, v6, v7 = v4 * a + b, v5 * a + b, v6 * a + b, v7 * a + b
+        v8, v9, v10, v11 = v8 * a + b, v9 * a + b, v10 * a + b, v11 * a + b
+    store(out, at, v0 + v1 + v2 + v3 + v4 + v5 + v6 + v7 + v8 + v9 + v10 + v11)
 
 
 @cache
-def multiply_add_kernel(lanes):
-    """kernel(parts, turns, out): `turns` rounds of CHAINS multiply-adds on vectors for each part, out: (parts * lanes,)."""
-    @njit(parallel=True)
-    def multiply_add(threads, turns, out):
-        for thread in prange(threads):
-            at = np.int64(thread) * lanes
-            a, b = splat(lanes, out.dtype.type(0.999)), splat(lanes, out.dtype.type(0.001))
-            v0 = load(lanes, out, at)
-            v1 = v2 = v3 = v4 = v5 = v6 = v7 = v8 = v9 = v10 = v11 = v0
-            for _ in range(turns):
-                v0, v1, v2, v3 = v0 * a + b, v1 * a + b, v2 * a + b, v3 * a + b
-                v4, v5, v6, v7 = v4 * a + b, v5 * a + b, v6 * a + b, v7 * a + b
-                v8, v9, v10, v11 = v8 * a + b, v9 * a + b, v10 * a + b, v11 * a + b
-            store(out, at, v0 + v1 + v2 + v3 + v4 + v5 + v6 + v7 + v8 + v9 + v10 + v11)
+def arithmetic_kernel(lanes):
+    """A kernel for `minires.backends.cpu.threads.launch`: `turns` rounds in registers a task. out: (tasks * lanes,)."""
 
-    return multiply_add
+    @njit(nogil=True)
+    def arithmetic(tasks, counter, thread, turns, out):
+        task = claim(counter)
+        while task < tasks:
+            _multiply_add(lanes, turns, out, task * lanes)
+            task = claim(counter)
+
+    return arithmetic
 
 
 @njit(parallel=True, fastmath=True)
@@ -56,9 +65,9 @@ def best_seconds(function, patience=0.3):
 
 def peak_flops(dtype=np.float32, turns=100_000):
     """Operations a second (an addition and a multiplication each count) with all values in registers, all threads."""
-    lanes, threads = lanes_of(np.dtype(dtype)), get_num_threads()
-    kernel, out = multiply_add_kernel(lanes), np.ones(lanes * threads, dtype)
-    return 2 * CHAINS * lanes * threads * turns / best_seconds(lambda: kernel(threads, turns, out))
+    lanes, tasks = lanes_of(np.dtype(dtype)), pool.threads
+    kernel, out = arithmetic_kernel(lanes), np.ones(lanes * tasks, dtype)
+    return 2 * CHAINS * lanes * tasks * turns / best_seconds(lambda: launch(kernel, tasks, SMALL, turns, out))
 
 
 @cache

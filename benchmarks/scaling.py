@@ -24,22 +24,22 @@ BATCHES = (16, 32, 64, 128, 256, 512)
 class Arithmetic:
     """A fixed number of operations in registers, shared out among `threads`; it takes turns like a Worker."""
 
-    def __init__(self, threads, most):
-        import numba
-
-        from benchmarks.roofline import multiply_add_kernel
+    def __init__(self, threads):
+        from benchmarks.roofline import arithmetic_kernel
         from minires.backends.cpu.host import lanes_of
 
-        lanes, self.parts = lanes_of(np.dtype(np.float32)), 4 * most
-        self.kernel, self.out = multiply_add_kernel(lanes), np.ones(lanes * self.parts, np.float32)
-        self.use_threads = lambda: numba.set_num_threads(threads)
+        lanes = lanes_of(np.dtype(np.float32))
+        self.threads, self.kernel, self.out = threads, arithmetic_kernel(lanes), np.ones(lanes * 64, np.float32)
 
     def tell(self, _, steps):
         """{"seconds": of one of `steps` runs}."""
-        self.use_threads()
+        from minires.backends import set_num_threads
+        from minires.backends.cpu.threads import SMALL, launch
+
+        set_num_threads(self.threads)
         began = time.perf_counter()
         for _ in range(steps):
-            self.kernel(self.parts, 200_000, self.out)
+            launch(self.kernel, 64, SMALL, 20_000, self.out)
         return {"seconds": (time.perf_counter() - began) / steps}
 
 
@@ -54,7 +54,7 @@ def measure(points, repetitions, arithmetic=()):
             worker.start()
             worker.tell("time", steps=1)
             workers[model, batch, threads] = worker
-        machine = {("arithmetic", threads): Arithmetic(threads, max(arithmetic)) for threads in arithmetic}
+        machine = {("arithmetic", threads): Arithmetic(threads) for threads in arithmetic}
         for engine in machine.values():
             engine.tell("time", steps=1)  # compiles
         seconds = take_turns({**workers, **machine}, repetitions)
