@@ -94,17 +94,24 @@ def backward(block, dy, shortcut=None, need_dx=True):
 def drop_outputs(chain):
     """Let blocks, each the input of the next, forget the images between them; `restore_outputs` brings them back.
 
-    A block whose shortcut has parameters keeps its output: forming it again would count its batch twice.
+    A block whose shortcut has parameters keeps its output: forming it again would count its batch twice. A block of one
+    unit, the stem, forgets z as well, since a convolution of three channels is soon done again.
     """
     for (block, kept), (_, after) in _neighbours(chain):
         shortcut = getattr(block, "shortcut", None)
         if shortcut is None or not shortcut.parameters():
             kept.y = after.x = None
+            if len(kept.units) == 1:
+                kept.units[0] = kept.units[0]._replace(z=None)
 
 
 def restore_outputs(chain):
     """Form the images again that `drop_outputs` took: y = relu(normalised z + S(x)), from the first block on."""
     for (block, kept), (_, after) in _neighbours(chain):
+        if kept.units[0].z is None:
+            ops, conv = ops_for(kept.x), block.conv1
+            z, _, _ = ops.conv2d_moments(kept.x, None, conv.weight.data, conv.stride, conv.padding)
+            kept.units[0] = kept.units[0]._replace(z=z)
         if kept.y is None:
             z, shortcut = kept.units[-1].z, getattr(block, "shortcut", None)
             residual = None if shortcut is None else shortcut.forward(kept.x)

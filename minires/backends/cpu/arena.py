@@ -2,9 +2,9 @@
 
 A fresh array of megabytes costs a page fault every 4 KiB, more than many a kernel. So the back end's results are views of
 pieces of a few slabs that the arena keeps. A piece is free again when nobody but the arena refers to it, which CPython's
-reference count tells (a view holds its piece through `.base`). A free piece of the size asked for is taken as it is; else
-neighbouring free pieces are joined and what is over is split off, so that the memory of the activations that backward has
-consumed serves the larger gradients of the layers before.
+reference count tells (a view holds its piece through `.base`). Of large pieces the first free neighbours that are enough
+together are taken and what is over is split off, so that the memory of the activations which backward has consumed serves
+the larger gradients of the layers before. A step that begins with all free thus lays everything where the last one did.
 """
 import math
 import sys
@@ -13,9 +13,11 @@ import threading
 import numpy as np
 
 SMALLEST = 1 << 14  # bytes; below, the allocator of NumPy is as good
-LARGE = 1 << 20  # bytes; smaller pieces stay as they are, since joining and splitting them takes longer than they are worth
+LARGE = 1 << 19  # bytes; smaller pieces stay as they are, since joining and splitting them takes longer than they are worth
 ALIGNMENT = 64
-SLAB = 1 << 28  # bytes of address space; the system gives memory only to pages that were written
+# Bytes of address space in a slab of large and of small pieces. The system gives memory only to pages that were written, but
+# huge pages, which NumPy asks for in arrays of 4 MiB or more, are given whole.
+SLAB, SMALL_SLAB = 1 << 28, 1 << 21
 
 
 class _Piece:
@@ -70,7 +72,7 @@ class Arena:
 
     def __init__(self):
         self._large, self._small = [], []  # slabs; small pieces among the large ones would part free neighbours
-        self._of_size, self._lock = {}, threading.Lock()
+        self._of_size, self._lock = {}, threading.Lock()  # small pieces
 
     @property
     def held(self):
@@ -88,15 +90,17 @@ class Arena:
         return holder[:size].view(dtype).reshape(shape)
 
     def _piece(self, size):
-        for piece in self._of_size.get(size, ()):
+        if size >= LARGE:
+            return self._joined(size) or self._fresh(self._large, size, SLAB)
+        of_size = self._of_size.setdefault(size, [])
+        for piece in of_size:
             if piece.references() == _UNUSED:
                 return piece
-        if size < LARGE:
-            return self._fresh(self._small, size)
-        return self._joined(size) or self._fresh(self._large, size)
+        of_size.append(self._fresh(self._small, size, SMALL_SLAB))
+        return of_size[-1]
 
     def _joined(self, size):
-        """A piece made of the first free neighbours that are large enough together; None if there are none."""
+        """A piece of the first free neighbours that are large enough together; None if there are none."""
         for slab in self._large:
             first, total = 0, 0
             for index, piece in enumerate(slab.pieces):
@@ -104,35 +108,26 @@ class Arena:
                     first, total = index + 1, 0
                     continue
                 total += piece.size
+                if total == piece.size == size:
+                    return piece
                 if total >= size:
-                    return self._join(slab, first, index + 1, size, total - size)
+                    start, rest = slab.pieces[first].start, total - size
+                    whole = _Piece(slab, start, size)
+                    slab.pieces[first:index + 1] = [whole, _Piece(slab, start + size, rest)] if rest else [whole]
+                    return whole
         return None
 
-    def _join(self, slab, first, end, size, rest):
-        start = slab.pieces[first].start
-        pieces = [_Piece(slab, start, size)] + ([_Piece(slab, start + size, rest)] if rest else [])
-        for piece in slab.pieces[first:end]:
-            self._of_size[piece.size].remove(piece)
-        for piece in pieces:
-            self._of_size.setdefault(piece.size, []).append(piece)
-        slab.pieces[first:end] = pieces
-        return pieces[0]
-
-    def _fresh(self, slabs, size):
+    def _fresh(self, slabs, size, slab_size):
         """A piece behind all others."""
         slab = next((slab for slab in slabs if slab.top + size <= slab.size), None)
         if slab is None:
-            slab = _Slab(max(size, SLAB))
+            slab = _Slab(max(size, slab_size))
             slabs.append(slab)
-        while size >= LARGE and slab.pieces and slab.pieces[-1].references() == _UNUSED:  # free, and too small: grow it
-            last = slab.pieces.pop()
-            self._of_size[last.size].remove(last)
-            slab.top = last.start
-        piece = _Piece(slab, slab.top, size)
+        while slabs is self._large and slab.pieces and slab.pieces[-1].references() == _UNUSED:  # too small: grow it
+            slab.top = slab.pieces.pop().start
+        slab.pieces.append(_Piece(slab, slab.top, size))
         slab.top += size
-        slab.pieces.append(piece)
-        self._of_size.setdefault(size, []).append(piece)
-        return piece
+        return slab.pieces[-1]
 
 
 arena = Arena()
