@@ -5,6 +5,7 @@
     python -m benchmarks.scaling    threads, batch size, depth
     python -m benchmarks.fusion     a training run with and without fused blocks
     python -m benchmarks.profile    what a training step spends its time on
+    python -m benchmarks.cuda_floor operations, bytes and least times of the CUDA kernels, computed
     python -m benchmarks.table      the README's table, from results/vs_torch.json
 
 Times of one machine drift, so what is compared is measured in turns within one run.

@@ -84,7 +84,8 @@ def _log(nvrtc, program):
 def compile_source(text, expressions, architecture):
     """Compile CUDA source down to the machine code of sm_`architecture` and read what its assembler reports."""
     nvrtc, program = library(), ctypes.c_void_p()
-    options = [*compiler.OPTIONS, f"--gpu-architecture=sm_{architecture}", "--ptxas-options=-v",
+    options = [*compiler.OPTIONS, "-ftz=true", "--device-as-default-execution-space",  # these two CuPy adds
+               f"--gpu-architecture=sm_{architecture}", "--ptxas-options=-v",
                "--ptxas-options=-warn-spills"]
     nvrtc.nvrtcCreateProgram(ctypes.byref(program), text.encode(), b"kernels.cu", 0, None, None)
     for expression in expressions:

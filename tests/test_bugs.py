@@ -256,6 +256,8 @@ def test_the_list(capsys):
 @pytest.mark.parametrize(("arguments", "message"), [
     (["no-such-bug"], "unknown bug 'no-such-bug'"),
     (["--no-training", "--out", "x.png"], "--out draws the loss curves of training, and --no-training leaves them out"),
+    (["--list", "--json"], "--list only names the bugs: leave out --json"),
+    (["--out", "x.svg"], "--out writes a PNG, got x.svg"),
     (["--out", "absent/x.png"], "the picture absent/x.png cannot be written: absent is not a folder"),
 ])
 def test_mistakes_of_the_user(arguments, message, capsys):

@@ -126,6 +126,15 @@ def test_a_stride_has_tiles_for_its_largest_class(rng):
     compare("conv2d_input_gradient", conv, (dy, weight, (3, 19, 19, 5), (2, 2), (1, 1), (1, 1)), np.float64)
 
 
+def test_a_stride_of_more_phases_than_a_grid_has_layers(rng):
+    """300 * 300 of them: a grid's third axis ends at 65,535."""
+    x, weight, dy = (rng.standard_normal(shape) for shape in ((2, 4, 301, 3), (2, 2, 3, 4), (2, 1, 2, 4)))
+    geometry = (300, 300), (1, 1), (1, 1)
+    compare("conv2d_forward", conv, (x, weight, None, *geometry), np.float64)
+    compare("conv2d_input_gradient", conv, (dy, weight, x.shape, *geometry), np.float64)
+    compare("conv2d_weight_gradient", conv, (dy, x, (2, 2), *geometry), np.float64)
+
+
 def test_moments_far_from_zero(way, rng):
     """A mean of 1,000 and a spread of 1: E[z^2] - E[z]^2 would be wrong in the first digit in float32."""
     x = (rng.standard_normal((4, 16, 16, 3)) + 1000).astype(np.float32)

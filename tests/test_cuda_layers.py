@@ -6,9 +6,10 @@ from carried import synchronisations
 from conftest import ON_DEVICE, relative_error
 
 from minires.backends import to_device, to_numpy
+from minires.backends.cuda import pool
 from minires.errors import UserError
 from minires.layer import inference_mode
-from minires.layers import BatchNorm2d, Conv2d, Dropout, Linear
+from minires.layers import BatchNorm2d, Conv2d, Dropout, GlobalAvgPool2d, Linear, ReLU
 from minires.layers.fused import fuse
 from minires.losses import CrossEntropyLoss, MSELoss
 from minires.models import build_model
@@ -192,6 +193,32 @@ def test_arrays_of_two_devices_are_one_sentence(rng):
     layer.to("cuda")
     with pytest.raises(UserError, match="SGD was made before its parameters were moved"):
         optimiser.step()
+
+
+def test_arrays_of_two_dtypes_are_one_sentence():
+    """A device would read the bytes of the one as numbers of the other, and beyond the end of the narrower one."""
+    relu = ReLU()
+    relu.forward(cupy.ones(4, np.float32))
+    with pytest.raises(UserError, match="the device computes in float64 here and got an array of float32: convert it with"):
+        relu.backward(cupy.ones(4))
+    for make in (SGD, AdamW):
+        layer = Linear(3, 2).to("cuda")
+        optimiser = make(layer.parameters(), 0.1)
+        layer.astype(np.float64)
+        with pytest.raises(UserError, match=r"float64 and float32: make the optimiser after model.astype"):
+            optimiser.step()
+
+
+def test_more_images_than_a_grid_has_rows(monkeypatch, rng):
+    """A grid's second axis ends at 65,535; a row of blocks an image does not."""
+    monkeypatch.setattr(pool, "MOST_IMAGES", 2)
+    x = rng.standard_normal((5, 3, 2, 40))
+    assert_close(GlobalAvgPool2d().forward(cupy.asarray(x)), x.mean((1, 2)), 1e-12)
+    monkeypatch.undo()
+    grids = []
+    monkeypatch.setattr(pool.Columns, "launch", lambda self, *arguments: grids.append(self.grid))
+    GlobalAvgPool2d().forward(cupy.zeros((70_000, 1, 1, 1)))
+    assert grids == [(1, 65_535), (1, 4_465)]
 
 
 def test_results_stay_what_they_were(rng):

@@ -123,11 +123,21 @@ def test_a_grid_or_block_no_device_takes_is_refused():
             launch(grid, block, (x, x, 4))
 
 
+def test_what_cupy_takes_as_a_tuple_only_is_refused_as_a_list():
+    launch = compiler.kernel("elementwise.cu", "relu_forward", np.float32)
+    x = cupy.zeros(4, np.float32)
+    for grid, block in [([1], (32,)), ((1,), [32]), (1, (32,))]:
+        with pytest.raises(TypeError, match="expected tuple"):
+            launch(grid, block, (x, x, 4))
+    with pytest.raises(TypeError, match="options a tuple, got str and list"):
+        cupy.RawModule(code="", options=list(compiler.OPTIONS), name_expressions=["add<float>"])
+
+
 def test_arguments_of_the_wrong_type_are_refused():
     launch = compiler.kernel("elementwise.cu", "relu_forward", np.float32)
     x = cupy.zeros(4, np.float32)
     for arguments, reason in [((x, x, np.int32(4)), "argument 2 is i4 and the kernel takes i8"),
-                              ((x, x.astype(np.float64), 4), r"argument 1 is f8\* and the kernel takes f4\*"),
+                              ((x, x.astype(np.int32), 4), r"argument 1 is i4\* and the kernel takes f4\*"),
                               ((x, x), "got 2 arguments and the kernel takes 3"), ((x, x, 4.0), "argument 2 is f4")]:
         with pytest.raises(RuntimeError, match=reason):
             launch((1,), (32,), arguments)

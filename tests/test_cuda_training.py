@@ -118,30 +118,31 @@ def test_evaluation_on_the_device_is_the_cpus():
         assert there.loss == pytest.approx(here.loss, rel=1e-5) and np.array_equal(there.correct, here.correct)
 
 
-def test_memory_that_does_not_suffice_names_a_batch_size():
-    pool, trainer = cupy.get_default_memory_pool(), device_trainer()
+@pytest.fixture
+def small_pool():
+    """small_pool(size): within, device memory comes from a pool of so many bytes, with nothing freed in it to use again."""
+    def within(size):
+        pool = cupy.cuda.MemoryPool()
+        pool.set_limit(size=size)
+        return cupy.cuda.using_allocator(pool.malloc)
+
+    return within
+
+
+def test_memory_that_does_not_suffice_names_a_batch_size(small_pool):
+    trainer = device_trainer()
     trainer.fit(1)
-    pool.free_all_blocks()
-    pool.set_limit(size=pool.used_bytes() + 2000)
-    try:
-        with pytest.raises(UserError, match=r"a batch of 16 does not fit into memory \(Out of.*\): try a batch size of 8$"):
-            trainer.fit(2)
-    finally:
-        pool.set_limit(size=0)
+    sentence = r"a batch of 16 does not fit into memory \(Out of.*\): try a batch size of 8$"
+    with small_pool(2000), pytest.raises(UserError, match=sentence):
+        trainer.fit(2)
     with pytest.raises(UserError, match="use a smaller network or smaller images"), memory_advice(1):
         raise MemoryError("no more")
     assert not [row for row in trainer.rows if row["epoch"] > 1]
 
 
-def test_a_data_set_larger_than_the_device():
-    pool = cupy.get_default_memory_pool()
-    pool.free_all_blocks()
-    pool.set_limit(size=pool.used_bytes() + 1000)
-    try:
-        with pytest.raises(UserError, match=r"the data set, 0 MiB of images, does not fit .*--device cpu"):
-            feed(batches(), "cuda")
-    finally:
-        pool.set_limit(size=0)
+def test_a_data_set_larger_than_the_device(small_pool):
+    with small_pool(1000), pytest.raises(UserError, match=r"the data set, 0 MiB of images, does not fit .*--device cpu"):
+        feed(batches(), "cuda")
 
 
 def test_train_and_eval_from_the_command_line(tmp_path, capsys):
@@ -208,6 +209,36 @@ def test_no_compiler(monkeypatch):
 
     monkeypatch.setattr("minires.backends.cuda.trial.relu_forward", broken)
     with pytest.raises(UserError, match=r"needs CUDA's compiler, .*nvrtc.so.12: \(gone\)\): pip install 'minires\[cuda12"):
+        require_device("cuda")
+
+
+def test_a_library_that_cupy_loads_late(monkeypatch):
+    """Its own kernels need CUDA's headers and its products cuBLAS: kernels of our own would run without either."""
+    def refused(said):
+        with pytest.raises(UserError, match=r"needs CUDA's compiler, headers and cuBLAS, and .*: pip install") as told:
+            require_device("cuda")
+        return said in str(told.value)
+
+    def no_cublas(*arguments, **options):
+        raise ImportError('Failure finding "libcublas.so.12": No such file')
+
+    class NoHeaders:
+        def __add__(self, other):
+            raise cupy.cuda.compiler.CompileException('cannot open source file "vector_types.h"', "", "", ())
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cupy, "matmul", no_cublas)
+        assert refused("libcublas.so.12")
+    monkeypatch.setattr("minires.backends.cuda.trial.relu_forward", lambda x: NoHeaders())
+    assert refused("vector_types.h")
+
+
+def test_a_device_that_is_full(monkeypatch):
+    def full(*arguments):
+        raise cupy.cuda.memory.OutOfMemoryError(512, 0, 0)
+
+    monkeypatch.setattr(cupy, "asarray", full)
+    with pytest.raises(UserError, match=r"cannot put anything on it \(Out of memory allocating 512 bytes .*--device cpu"):
         require_device("cuda")
 
 

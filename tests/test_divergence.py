@@ -346,6 +346,10 @@ MISTAKES = {
     "unknown model": (["reference", "reference", "--model", "vgg"], "unknown model 'vgg'"),
     "no steps": (["reference", "reference", "--steps", "0"], "steps 0"),
     "one image": (["reference", "reference", "--batch-size", "1"], "batch size 1"),
+    "no tolerance": (["reference", "reference", "--tolerance-ulp", "inf"], "--tolerance-ulp inf is no tolerance"),
+    "no png": (["reference", "reference", "--out", "x.jpg"], "--out writes a PNG, got x.jpg"),
+    "steps of runs": (["one", "one", "--steps", "3"], "--steps is for training two sides, and one and one are runs"),
+    "the batch of runs": (["one", "one", "--batch-size", "3"], "--batch-size is for training two sides"),
     "unknown dtype": (["reference", "reference", "--dtype", "float16"], "dtype 'float16'"),
 }
 

@@ -11,6 +11,7 @@ from exercise_answers import RIGHT, WRONG
 from minires.study.exercises import find_exercise, find_exercises, grade
 from minires.study.exercises.checker.diagnose import diagnose
 from minires.study.exercises.checker.exercise import BLANK
+from minires.study.exercises.checker.general import general_mistakes
 from minires.study.exercises.checker.observe import Observation
 from minires.study.exercises.checker.situation import situations
 
@@ -70,6 +71,14 @@ def test_a_wrong_answer_is_named(name, body, mistake, where, tmp_path):
 def test_a_factor_is_told_at_the_largest_case(tmp_path):
     report = graded("global_avgpool", "return np.zeros(x_shape, dy.dtype) + dy[:, None, None]", tmp_path)
     assert report.message.startswith("dx is exactly H*W = 18 times too large: ")
+
+
+@pytest.mark.parametrize(("name", "tensor", "wanted"), [
+    ("linear", "bias", "dbias is never added to: write self.bias.grad += dbias"),
+    ("basic_block", "bn2.weight", "d(bn2.weight) is never added to: call self.bn2.backward")])
+def test_a_gradient_that_stays_zero_says_what_to_write(name, tensor, wanted):
+    found = next(general_mistakes(EXERCISES[name], tensor, situations(EXERCISES[name], np.float64)))
+    assert (found.name, found.sentence) == ("zero", wanted)
 
 
 def test_every_exercise_has_three_wrong_answers():

@@ -60,6 +60,7 @@ BROKEN = {
     "tuple": ({"body": "return dy @ self.weight.data.T, x.T @ dy, dy.sum(0)"},
               "backward returns a tuple of 3: it must return dx, (N, C) alone, and add the others to self.weight.grad, "
               "self.bias.grad"),
+    "objects": ({"body": "return dy.astype(object)"}, "dx is an array of object, not of numbers: make it of the dtype of"),
     "list of numbers": ({"body": "return 'dx'"}, "dx is a str, not a NumPy array: backward must add dweight"),
     "raises in backward": ({"body": "return dy @ x"},
                            f"Linear.backward raises ValueError in line {BODY} at N = 1, features (7, 5): matmul: "),
@@ -81,6 +82,22 @@ def test_an_error_in_one_case_does_not_hide_what_the_others_show(tmp_path):
     assert [found.mistake for found in report.diagnoses] == ["negated", "raises"]
     assert report.diagnoses[1].where == "N = 3, features (4, 4)"
     assert [check.kind for check in report.checks if not check.passed][:2] == ["runs", "runs"]
+
+
+def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch):
+    def full(path, content):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("minires.study.exercises.checker.catalogue.write_atomically", full)
+    with pytest.raises(UserError, match=r"relu.py cannot be written \(No space left on device\): choose another place"):
+        start_exercise("relu", tmp_path / "relu.py")
+
+
+@pytest.mark.parametrize(("dtype", "hint"), [("float64", "np.zeros(shape) is float64: use"), ("complex64", "make it with")])
+def test_a_dtype_that_is_wrong_is_explained(dtype, hint, tmp_path):
+    report = grade(LINEAR, linear(tmp_path, RIGHT["linear"].replace("return dy @", f"return np.{dtype}(1) * dy @")))
+    assert [found.mistake for found in report.diagnoses] == ["dtype"]
+    assert report.message.startswith(f"dx is {dtype} where") and hint in report.message
 
 
 def test_shapes_in_an_error_are_told_in_letters(tmp_path):
@@ -108,6 +125,7 @@ def test_what_a_file_prints_is_kept_apart_and_cut(tmp_path, capsys):
     (lambda right: right + np.arange(1, 5), "in each channel the same number is added to every entry"),
     (lambda right: np.pad(right[:, 1:-1, 1:-1], ((0, 0), (1, 1), (1, 1), (0, 0))), "only in the border pixels at N = 3"),
     (lambda right: np.concatenate([right[:, :, :-1], right[:, :, -1:] + 1], 2), "only in the last column (W = 1)"),
+    (lambda right: right * np.linspace(1, 2, right.size).reshape(right.shape), "in 143 of 144 entries at N = 3"),  # W is 2
     (lambda right: np.concatenate([right[:1] + 1, right[1:]]), "only in the first image (N = 0) at N = 3"),
     (lambda right: np.concatenate([right[:, :-2], right[:, -2:] + 1], 1), "only in the last 2 rows (H = 4, 5)"),
 ])
@@ -256,6 +274,9 @@ def test_a_report_survives_json():
     (("check", "empty.py", "--exercise", "x"), "unknown exercise 'x': choose one of relu, "),
     (("check", "empty.py", "--exercise", "relu", "--time-limit", 0),
      "--time-limit is in seconds and must be positive, got 0"),
+    (("check", "empty.py", "--exercise", "relu", "--time-limit", "inf"),
+     "--time-limit is in seconds and must be positive, got inf: expected at most 86,400"),
+    (("start", "relu", "--out", "x" * 300 + ".py"), f"{'x' * 300}.py cannot be written (File name too long): choose"),
     (("list", "--folder", "none"), "--folder none holds no exercise: expected a folder with a file NAME.py in it"),
 ])
 def test_wrong_input_is_one_sentence(command, arguments, message):
@@ -332,6 +353,7 @@ def test_a_teachers_wrong_solution_is_found_by_the_numerical_check(tmp_path):
 
 @pytest.mark.parametrize(("old", "new", "message"), [
     ("import numpy", "import nunpy", "cannot be loaded: ModuleNotFoundError: No module named 'nunpy'"),
+    ("import numpy", "raise SystemExit(0)  #", "cannot be loaded: SystemExit: 0"),
     ("EXERCISE =", "OTHER =", "defines no EXERCISE = Exercise"),
     ("raise Not", "return Not", "cannot be loaded: UserError: the exercise's code has 0 lines"),
     ("cases=(Case((1, 4)), Case((3, 5)))", "cases=()", "cannot be loaded: UserError: the exercise has no cases"),

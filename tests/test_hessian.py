@@ -208,6 +208,11 @@ def test_lanczos_says_when_it_has_not_converged(rng):
     assert found.products == 5 and found.residual > 1e-12 and found.top < 1
 
 
+def test_lanczos_refuses_what_is_not_finite(rng):
+    with pytest.raises(UserError, match="the Hessian times a vector is not finite"):
+        lanczos(np.diag([1.0, np.inf]), 2, rng)
+
+
 # --- along training ---
 
 
@@ -253,6 +258,8 @@ def test_a_loss_that_overflows_is_one_sentence():
     x = x[:, ::4, ::4]
     with pytest.raises(UserError, match=r"the loss became (nan|inf) at step \d with learning rate 1e\+30: choose a lower"):
         list(sharpness_along_training(small_network(8, True, 0), x, target, 1e30, 5, 2, 0))
+    with pytest.raises(UserError, match=r"the curvature overflows at step 1 with learning rate 1e\+17: choose a lower one"):
+        list(sharpness_along_training(small_network(8, True, 0), x, target, 1e17, 1, 2, 0))
     with pytest.raises(UserError, match="depth 9 is no ResNet of this family"):
         small_network(9, False, 0)
     with pytest.raises(UserError, match="seed -1 is negative"):

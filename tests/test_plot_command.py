@@ -6,7 +6,7 @@ from PIL import Image
 from minires.backends import use_backend
 from minires.cli import main
 from minires.data.cifar10 import CLASSES
-from minires.files import save_tensors
+from minires.files import load_tensors, save_tensors
 from minires.models import build_model
 from minires.study.gradcheck import randomise_parameters
 from minires.training.card import ModelCard
@@ -119,6 +119,13 @@ MISTAKES = {
     "two sources": (["gradcam", "run", "--image", "cat.png", *RECORDS], "--records"),
     "too many mistakes": (["confusion", "run", *RECORDS, "--mistakes", "41"], "--mistakes"),
     "no span": (["landscape", "run", *RECORDS, "--span", "0"], "span 0.0"),
+    "weights that are not finite": (["gradcam", "diverged.safetensors", *RECORDS],
+                                    "diverged.safetensors holds numbers that are not finite, in bn1.bias: its training"),
+    "two data sets": (["landscape", "run", *RECORDS, "--dataset", "shapes"], "--records records.bin is the data to take"),
+    "no png": (["filters", "run", "--out", "x.pdf"], "--out writes a PNG, got x.pdf: choose a name that ends in .png"),
+    "no png, before the work": (["landscape", "absent", "--out", "x"], "--out writes a PNG, got x"),
+    "a folder": (["saliency", "absent", "--out", "folder.png"], "folder.png cannot be written: it is a folder"),
+    "an epoch without its numbers": (["half"], "half/metrics.jsonl has an epoch without train_accuracy: expected"),
     "place that is not there": (["filters", "run", "--out", "absent/x.png"], "absent/x.png cannot be written"),
 }
 
@@ -126,6 +133,11 @@ MISTAKES = {
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_is_one_sentence_and_exit_2(command, run, tmp_path, name):
     arguments, message = MISTAKES[name]
+    for folder in ("folder.png", "half"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "half" / "metrics.jsonl").write_text(METRICS + METRICS.replace("train_accuracy", "accuracy"))
+    tensors, about = load_tensors(run / "best.safetensors")
+    save_tensors(tmp_path / "diverged.safetensors", tensors | {"bn1.bias": tensors["bn1.bias"] * np.nan}, about)
     before = set(tmp_path.iterdir())
     code, out, error = command(*arguments)
     assert (code, out) == (2, "")

@@ -18,6 +18,7 @@ from minires.data import make_shapes
 from minires.errors import UserError
 from minires.files import load_tensors
 from minires.study.xray import Order, write_xray, xray
+from minires.study.xray.page import require_folder
 from minires.study.xray.quote import FORMATS
 from minires.study.xray.subject import is_run, model_subject, run_subject, twin_of
 from minires.training.recipes import make_recipe
@@ -163,6 +164,17 @@ def test_the_page_needs_nothing_else_and_quotes_the_json(page):
     assert "".join(parsed.texts).count("times that at its last") == 4
 
 
+def test_a_folder_that_cannot_be_written_is_one_sentence(page, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot be written to .*below \(Not a directory\): choose another --out"):
+        write_xray(page[0], tmp_path / "file" / "below")
+    require_folder(tmp_path / "new" / "below")
+    assert not (tmp_path / "new").exists()
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(UserError, match=r"\(.* is not writable\): choose another --out"):
+        require_folder(tmp_path / "new")
+
+
 @pytest.mark.parametrize(("value", "how", "text"), [
     (4740.4, "short", "4,740"), (36.44, "short", "36.4"), (0.2884, "short", "0.288"), (-0.000212, "short", "\u22120.000212"),
     (1.5e-9, "short", "1.5·10<sup>\u22129</sup>"), (12, "short", "12"), (0.0, "short", "0"), (0.662, "percent", "66.2 %"),
@@ -228,6 +240,12 @@ def test_two_runs_beside_each_other(runs):
     assert all(network["moments"][-1]["at"] == 2 for network in report["networks"])
 
 
+def test_networks_of_one_name_are_told_apart(runs):
+    folder = str(runs["resnet14"][0])
+    report = xray(Order(folder, twin="resnet14", images=4))
+    assert [network["name"] for network in report["networks"]] == [f"resnet14 ({folder})", "resnet14"]
+
+
 def test_a_plain_model_is_held_against_its_residual_twin():
     plain = model_subject("plain14", 10)
     residual = twin_of(plain, 10)
@@ -247,7 +265,9 @@ def test_a_plain_model_is_held_against_its_residual_twin():
     (["plain14", "--shortcut", "B"], "plain14 has no shortcuts"),
     (["RUN", "--train-steps", "3"], "--train-steps trains fresh models"),
     (["RUN", "--shortcut", "B"], "--shortcut is for models"),
-    (["resnet14", "--out", "FILE/below"], "the X-ray cannot be written to"),
+    (["resnet14", "--out", "FILE/below"], "file is no folder): choose another --out"),
+    (["resnet14", "--twin", "resnet14"], "resnet14 was to be held against itself: name another"),
+    (["resnet21", "--out", "new"], "'resnet21' is neither the folder of a run"),
 ])
 def test_what_does_not_fit_is_one_sentence(arguments, message, runs, tmp_path, capsys, monkeypatch):
     (tmp_path / "file").write_text("")
@@ -258,7 +278,7 @@ def test_what_does_not_fit_is_one_sentence(arguments, message, runs, tmp_path, c
     assert stopped.value.code == 2
     lines = capsys.readouterr().err.splitlines()
     assert lines[-1].startswith("minires: error: ") and message in lines[-1]
-    assert not list(tmp_path.rglob("xray.*"))
+    assert [path.name for path in tmp_path.rglob("*")] == ["file"]  # no empty folder either
 
 
 def test_a_run_without_an_epoch_is_refused(runs, tmp_path):

@@ -8,7 +8,6 @@ All expose the same functions with the same signatures, so a layer never asks wh
 """
 import importlib
 import importlib.util
-import sys
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -17,6 +16,7 @@ import numpy as np
 from minires.errors import UserError
 
 HOST_BACKENDS = ("reference", "cpu")
+_working = set()  # devices that were tried
 _host_backend = ContextVar("minires_host_backend", default="cpu")
 
 
@@ -59,10 +59,9 @@ def to_device(array, device):
     """A NumPy or CuPy array on `device`, "cpu" or "cuda" (no copy when it is there already)."""
     if device == "cpu":
         return to_numpy(array)
-    if device == "cuda" and "minires.backends.cuda" in sys.modules:
-        return sys.modules["minires.backends.cuda"].asarray(array)
-    require_device(device)
-    return to_device(array, device)
+    if device not in _working:
+        require_device(device)
+    return importlib.import_module("minires.backends.cuda").asarray(array)
 
 
 def require_device(device):
@@ -82,6 +81,7 @@ def require_device(device):
     problem = trial.what_is_missing()
     if problem is not None:
         raise UserError(problem.format(extra=extra))
+    _working.add(device)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from minires.commands.options import Threads, use_threads
+from minires.commands.options import Threads, require_picture, use_threads
 from minires.errors import UserError
 
 
@@ -28,13 +28,16 @@ def bugs(
 
     chosen = choose(names or ())
     if catalogue:
+        also = [name for name, given in (("--json", as_json), ("--details", details), ("--out", out)) if given]
+        if also:
+            raise UserError(f"--list only names the bugs: leave out {also[0]}")
         width = max(len(bug.name) for bug in chosen)
         typer.echo("\n".join(f"{bug.name:{width}}  {bug.mistake}" for bug in chosen))
         return
     if out is not None and not training:
         raise UserError("--out draws the loss curves of training, and --no-training leaves them out: give one of the two")
-    if out is not None and not out.absolute().parent.is_dir():
-        raise UserError(f"the picture {out} cannot be written: {out.parent} is not a folder, make it first")
+    if out is not None:
+        require_picture(out)
     use_threads(threads)
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:

@@ -4,15 +4,16 @@ from typing import Annotated
 
 import typer
 
-from minires.commands.options import Threads, use_threads
+from minires.commands.options import Threads, require_picture, use_threads
 from minires.errors import UserError
 
 
 def diff(
+    context: typer.Context,
     a: Annotated[str, typer.Argument(help="cpu, reference, fused, reference:fused, cpu:direct, cpu:winograd2, "
                                           "cpu:winograd4, torch, or a run's folder.")],
     b: Annotated[str, typer.Argument(help="Likewise.")],
-    model: Annotated[str, typer.Option(help="The network to train (not for runs).")] = "resnet20",
+    model: Annotated[str, typer.Option(help="The network to train; this and the next four are not for runs.")] = "resnet20",
     steps: Annotated[int, typer.Option(help="Training steps, all on one batch.")] = 3,
     batch_size: Annotated[int, typer.Option(help="Images in it.")] = 8,
     seed: Annotated[int, typer.Option(help="Of weights and batch.", min=0)] = 0,
@@ -30,11 +31,19 @@ def diff(
     from minires.study.runs import compare_runs, compare_settings
 
     use_threads(threads)
+    if not tolerance_ulp < float("inf"):
+        raise UserError(f"--tolerance-ulp {tolerance_ulp} is no tolerance: expected a number such as 256")
+    if out is not None:
+        require_picture(out)
     runs = [Path(name).is_dir() for name in (a, b)]
     if any(runs):
         if not all(runs):
             raise UserError(f"{a if runs[0] else b} is a run's folder and {b if runs[0] else a} is not: compare two runs, "
                             "or two back ends")
+        for name in ("model", "steps", "batch_size", "seed", "dtype"):
+            if context.get_parameter_source(name).name == "COMMANDLINE":
+                raise UserError(f"--{name.replace('_', '-')} is for training two sides, and {a} and {b} are runs that were "
+                                "trained: leave it out")
         for line in compare_settings(a, b):
             typer.echo(f"config.toml differs in {line}")
         result, unit = compare_runs(a, b), "epoch"

@@ -4,8 +4,7 @@ from typing import Annotated
 
 import typer
 
-from minires.commands.options import Threads, use_threads
-from minires.errors import UserError
+from minires.commands.options import Threads, require_picture, use_threads
 
 
 def gradcheck(
@@ -28,8 +27,7 @@ def gradcheck(
     if vcurve is not None:  # before the certificate, which may take minutes: a name that cannot be written shows at once
         from minires.plots.certificate import draw_step_curves
 
-        if vcurve.suffix.lower() != ".png":
-            raise UserError(f"--vcurve writes a PNG, got {vcurve}: choose a name that ends in .png")
+        require_picture(vcurve, "--vcurve")
         curves = step_curves(target)
         draw_step_curves(curves, vcurve)
     console = Console(stderr=True)

@@ -1,7 +1,10 @@
-"""Options that several commands share."""
+"""Options that several commands share, and what is refused of them before the work begins."""
+import os
 from typing import Annotated
 
 import typer
+
+from minires.errors import UserError
 
 Threads = Annotated[int | None, typer.Option(help="CPU threads; all by default.", show_default=False)]
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]
@@ -17,3 +20,13 @@ def use_threads(threads):
         from minires.backends import set_num_threads
 
         set_num_threads(threads)
+
+
+def require_picture(path, option="--out"):
+    """UserError unless a picture can be written to `path`, a file name that ends in .png in a folder that is there."""
+    if path.suffix.lower() != ".png":
+        raise UserError(f"{option} writes a PNG, got {path}: choose a name that ends in .png")
+    if not path.absolute().parent.is_dir():
+        raise UserError(f"the picture {path} cannot be written: {path.parent} is not a folder, make it first")
+    if os.path.isdir(path):  # noqa: PTH112 (Path.is_dir raises when a name is too long)
+        raise UserError(f"the picture {path} cannot be written: it is a folder, choose another name")

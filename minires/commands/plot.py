@@ -5,10 +5,11 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
-from minires.commands.options import DataDir, Shortcut, Threads, use_threads
+from minires.commands.options import DataDir, Shortcut, Threads, require_picture, use_threads
 from minires.errors import UserError
 
 FIRST_IMAGES = 6  # of the test set, where nobody chooses
+DRAWN = ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
 
 
 class _CurvesByDefault(TyperGroup):
@@ -51,10 +52,14 @@ def curves(
     from minires.plots import draw_comparison
     from minires.training.metrics import read_metrics
 
+    require_picture(out)
     rows_of = {str(run): read_metrics(run / "metrics.jsonl") for run in runs}
-    empty = [name for name, rows in rows_of.items() if not rows]
-    if empty:
-        raise UserError(f"{empty[0]}/metrics.jsonl holds no epoch yet: there is nothing to draw")
+    for name, rows in rows_of.items():
+        if not rows:
+            raise UserError(f"{name}/metrics.jsonl holds no epoch yet: there is nothing to draw")
+        absent = [key for key in DRAWN if not all(key in row for row in rows)]
+        if absent:
+            raise UserError(f"{name}/metrics.jsonl has an epoch without {absent[0]}: expected what minires train writes")
     draw_comparison(rows_of, out)
     typer.echo(f"drew {len(rows_of)} {'run' if len(rows_of) == 1 else 'runs'} into {out}")
 
@@ -65,6 +70,7 @@ def filters(checkpoint: Checkpoint, model: Model = None, shortcut: Shortcut = No
     """Draw the filters of the first convolution."""
     from minires.plots.network import draw_filters
 
+    require_picture(out)
     network, _ = _open(checkpoint, model, shortcut, mean, std)
     weight = next(parameter.data for parameter in network.parameters())
     draw_filters(weight, out)
@@ -81,6 +87,7 @@ def features(checkpoint: Checkpoint,
     from minires.plots.network import draw_features
     from minires.study.seeing import feature_maps
 
+    require_picture(out)
     use_threads(threads)
     network, card = _open(checkpoint, model, shortcut, mean, std)
     pixels, x = _images(card, image, index if image else index or [0], dataset, data_dir, records)
@@ -103,6 +110,7 @@ def gradcam(checkpoint: Checkpoint,
     from minires.plots.network import draw_grad_cam
     from minires.study.seeing import grad_cam
 
+    require_picture(out)
     use_threads(threads)
     network, card = _open(checkpoint, model, shortcut, mean, std)
     pixels, x = _images(card, image, index, dataset, data_dir, records)
@@ -121,6 +129,7 @@ def saliency(checkpoint: Checkpoint, class_name: ClassName = None, model: Model 
     from minires.plots.network import draw_saliency
     from minires.study import seeing
 
+    require_picture(out)
     use_threads(threads)
     network, card = _open(checkpoint, model, shortcut, mean, std)
     pixels, x = _images(card, image, index, dataset, data_dir, records)
@@ -143,6 +152,7 @@ def confusion(checkpoint: Checkpoint,
     from minires.plots.mistakes import draw_confusion
     from minires.study.seeing import classify, confusion_matrix, worst_mistakes
 
+    require_picture(out)
     use_threads(threads)
     network, card = _open(checkpoint, model, shortcut, mean, std)
     test = open_test_set(card, dataset, data_dir, records)
@@ -178,6 +188,7 @@ def landscape(
     from minires.study import landscape as slices
 
     use_threads(threads)
+    require_picture(out)
     if not 0 < span < float("inf"):
         raise UserError(f"span {span} is not above 0: expected a number such as 1")
     points += 1 - points % 2  # odd, so that the weights themselves are among the points
@@ -199,10 +210,17 @@ def landscape(
 
 
 def _open(checkpoint, model, shortcut, mean, std):
+    import numpy as np
+
     from minires.evaluation import open_checkpoint
 
     file = checkpoint / "best.safetensors" if checkpoint.is_dir() else checkpoint
-    return open_checkpoint(file, model, shortcut, mean, std)
+    network, card = open_checkpoint(file, model, shortcut, mean, std)
+    broken = [name for name, array in network.state_dict().items() if not np.isfinite(array).all()]
+    if broken:
+        raise UserError(f"checkpoint {file} holds numbers that are not finite, in {broken[0]}: its training diverged, there "
+                        "is nothing to see")
+    return network, card
 
 
 def _images(card, files, indices, dataset, data_dir, records):
@@ -248,6 +266,8 @@ def _training_batches(card, count, dataset, data_dir, records):
     from minires.data import load_dataset
     from minires.data.cifar10 import read_records
 
+    if records is not None and (dataset is not None or data_dir is not None):
+        raise UserError(f"--records {records} is the data to take the loss over: leave out --dataset and --data-dir")
     chosen = card.dataset if dataset is None else dataset
     train = read_records(records) if records is not None else load_dataset(chosen, data_dir)[0]
     if len(train.classes) != card.num_classes:

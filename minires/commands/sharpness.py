@@ -4,8 +4,7 @@ from typing import Annotated
 
 import typer
 
-from minires.commands.options import Threads, use_threads
-from minires.errors import UserError
+from minires.commands.options import Threads, require_picture, use_threads
 
 
 def sharpness(
@@ -25,10 +24,7 @@ def sharpness(
     from minires.study.sharpness import sharpness_along_training, small_batch, small_network
 
     use_threads(threads)
-    if out.suffix.lower() != ".png":
-        raise UserError(f"--out writes a PNG, got {out}: choose a name that ends in .png")
-    if not out.parent.is_dir():
-        raise UserError(f"the picture {out} cannot be written: {out.parent} is not a folder")
+    require_picture(out)
     network = fuse(small_network(depth, plain, seed))
     x, target = small_batch(images, seed)
     name = f"{'plain' if plain else 'resnet'}{depth}"

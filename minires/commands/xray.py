@@ -26,14 +26,15 @@ def xray(
     """See where gradients come from: identity or branch, by path length, against depth; cut shortcuts. Writes a page."""
     from minires.study.xray import Order, write_xray
     from minires.study.xray import xray as measure
-    from minires.study.xray.page import open_folder
+    from minires.study.xray.page import require_folder
     from minires.study.xray.subject import is_run
 
     use_threads(threads)
     order = Order(target, twin, dataset, data_dir, images, train_steps, seed, shortcut)
+    of_run = is_run(target)
     if out is None:
-        out = Path(target) / "xray" if is_run(target) else Path("xray") / target
-    open_folder(out)
+        out = Path(target) / "xray" if of_run else Path("xray") / target
+    require_folder(out)
     with _shown() as progress:
         report = measure(order, progress)
         with progress("drawing figures", None):

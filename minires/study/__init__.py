@@ -2,14 +2,14 @@
 that prints them, in `minires.study.certificate`."""
 from minires.study.forward_mode import adjoint_errors, complex_step, jvp, step_curve
 from minires.study.gradcheck import (
-                                     GradientError,
-                                     GradientReport,
-                                     LossLayer,
-                                     TensorCheck,
-                                     check_gradients,
-                                     distinct_nonzero,
-                                     measure_gradients,
-                                     randomise_parameters,
+    GradientError,
+    GradientReport,
+    LossLayer,
+    TensorCheck,
+    check_gradients,
+    distinct_nonzero,
+    measure_gradients,
+    randomise_parameters,
 )
 from minires.study.hessian import LossHessian, lanczos
 

@@ -245,12 +245,15 @@ def lanczos(hessian, size, rng, start=None, tolerance=1e-3, most=40):
     The k-th step adds a vector q to an orthonormal basis Q of the Krylov space of `start` (random when None) and keeps
     T = Q^T H Q, which is tridiagonal; T's largest eigenvalue converges to H's, much sooner than power iteration does, which
     uses the last vector alone. Q is orthogonalised in full, twice: rounding would let copies of found vectors return.
+    UserError when a product is not finite.
     Source: Golub & Van Loan 2013, "Matrix Computations", chapter 10.
     """
     q = rng.standard_normal(size) if start is None else np.array(start, float)
     basis, alphas, betas = [q / np.linalg.norm(q)], [], []
     while True:
         w = np.asarray(hessian @ basis[-1], float)
+        if not np.isfinite(w).all():
+            raise UserError("the Hessian times a vector is not finite: take smaller weights, or float64")
         alphas.append(float(basis[-1] @ w))
         Q = np.array(basis)
         for _ in range(2):

@@ -69,8 +69,16 @@ def _follow(network, x, target, lr, steps, measurements, rng):
         if step in chosen:
             fresh = rng.standard_normal(hessian.size)
             start = fresh if vector is None else vector + FRESH * fresh / np.linalg.norm(fresh)
-            found = lanczos(hessian, hessian.size, rng, start, TOLERANCE)
+            with np.errstate(over="ignore", invalid="ignore"):
+                found = _eigenvalues(hessian, rng, start, step, lr)
             vector = found.vector
             yield {"step": step, "loss": value, "top": found.top, "bottom": found.bottom, "products": found.products}
         for parameter in network.parameters():
             parameter.data -= parameter.data.dtype.type(lr) * parameter.grad
+
+
+def _eigenvalues(hessian, rng, start, step, lr):
+    try:
+        return lanczos(hessian, hessian.size, rng, start, TOLERANCE)
+    except UserError as error:
+        raise UserError(f"the curvature overflows at step {step} with learning rate {lr:g}: choose a lower one") from error

@@ -79,8 +79,8 @@ def evaluate(model, loss, loader, device="cpu"):
     try:
         with inference_mode():
             for x, target in loader:
-                x, target = to_device(x, device), to_device(target, device)
                 with memory_advice(len(x)):
+                    x, target = to_device(x, device), to_device(target, device)
                     y = model.forward(x)
                     score.add(loss.forward(y, target), y, target)
             score.read()

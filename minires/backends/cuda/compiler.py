@@ -12,6 +12,8 @@ from pathlib import Path
 import cupy
 import numpy as np
 
+from minires.errors import UserError
+
 KERNELS = Path(__file__).with_name("kernels")
 OPTIONS = ("-std=c++17",)
 MOST_BLOCKS = 1 << 13  # of a one-dimensional launch; its kernels step by the whole grid, so more threads gain nothing
@@ -52,6 +54,7 @@ def kernel(file, name, dtype, *template_ints):
 
     grid, block: tuples of 1 to 3 ints. args: CuPy arrays, None for a null pointer, NumPy scalars of the kernel's own
     width; of Python's numbers an int becomes a long long, a float a T, a bool a bool. Nothing waits for the device.
+    UserError for an array of the other float: a device would read its bytes as what they are not, and say nothing.
     """
     dtype = np.dtype(dtype)
     function = _function(cupy.cuda.Device().id, file, name, dtype, template_ints)
@@ -63,6 +66,10 @@ def kernel(file, name, dtype, *template_ints):
 
 
 def _argument(value, dtype):
+    if isinstance(value, cupy.ndarray):
+        if value.dtype is not dtype and value.dtype.kind == "f" and value.dtype != dtype:
+            raise UserError(f"the device computes in {dtype} here and got an array of {value.dtype}: convert it with astype")
+        return value
     if value is None:
         return np.uint64(0)  # a null pointer by value: CuPy's own None was no argument at all for long
     if isinstance(value, np.generic):

@@ -1,7 +1,8 @@
 """Convolution on the device: which of kernels/conv.cu's two ways computes it, and the launches.
 
 Narrow images, up to 64 channels in and out (all of the CIFAR networks): implicit matrix products in kernels of our own.
-Wider ones: im2col and cuBLAS, in slices of as many images as fit into WORKSPACE bytes of im2col matrix (one at least).
+Wider ones, and strides of more phases than a grid has room for: im2col and cuBLAS, in slices of as many images as fit into
+WORKSPACE bytes of im2col matrix (one at least).
 
 `prologue` is None or (mean, scale, shift), each (C,): then the convolution reads relu((x - mean) * scale + shift) for x.
 """
@@ -17,6 +18,7 @@ NARROW = 64  # channels
 WORKSPACE = 256 << 20  # bytes
 TILES = {16: 256, 32: 128, 64: 64}  # {BN: BM} of a block of 256 threads; BN is the least that holds the result's channels
 WEIGHT_TILES = {16: 160, 32: 96, 64: 64}  # CIFAR's 3x3 weights have 144, 288 and 576 rows: 90, 100 and 100 % of such tiles
+MOST_PHASES = 65535  # SH * SW, each a layer of an input gradient's grid: what a grid may have along its third axis
 MOST_SPLITS = 512  # of the pixels that a weight gradient sums over, each with a partial result of its own
 _FILE = "conv.cu"
 
@@ -33,7 +35,7 @@ class Geometry:
         self.sizes = (np.int32(self.N), *map(np.int32, sizes))
         self.rows, self.depth = self.N * self.OH * self.OW, kernel_size[0] * kernel_size[1] * self.C
         self.y_shape = (self.N, self.OH, self.OW, self.O)
-        self.narrow = max(self.C, self.O) <= NARROW
+        self.narrow = max(self.C, self.O) <= NARROW and stride[0] * stride[1] <= MOST_PHASES
         self.pointwise = (kernel_size, stride, padding) == ((1, 1), (1, 1), (0, 0))  # patches are the image itself
 
     def of_images(self, count):

@@ -5,6 +5,7 @@ import cupy
 import numpy as np
 
 from minires.backends.cuda.compiler import kernel
+from minires.errors import UserError
 
 PIECE = 2048  # neighbouring elements of one array that a block takes
 MOST_BLOCKS = 1 << 13
@@ -26,6 +27,9 @@ def _launch(name, changed, grads, decays, numbers):
     plain = [[cupy.ascontiguousarray(array) for array in arrays] for arrays in changed]
     grads = [cupy.ascontiguousarray(grad) for grad in grads]
     lists, dtype = [plain[0], grads, *plain[1:]], grads[0].dtype
+    odd = next((array.dtype for arrays in lists for array in arrays if array.dtype != dtype), None)
+    if odd is not None:  # nobody could tell any more: the kernel gets bare addresses
+        raise UserError(f"the optimiser's arrays are {dtype} and {odd}: make the optimiser after model.astype(...)")
     addresses = tuple(tuple(array.data.ptr for array in arrays) for arrays in lists)
     tables = _tables(cupy.cuda.Device().id, addresses, tuple(grad.size for grad in grads), tuple(decays), dtype)
     kernel("optim.cu", name, dtype)((min(tables[-2], MOST_BLOCKS),), (256,), (*tables, *numbers))

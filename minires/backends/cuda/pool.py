@@ -6,6 +6,7 @@ from minires.backends.cuda.norm import Columns
 from minires.backends.reference import output_size
 
 _FILE = "pool.cu"
+MOST_IMAGES = 65535  # of one launch with a row of blocks an image: what a grid may have along its second axis
 
 
 def _launch(name, result, arguments):
@@ -48,7 +49,9 @@ def avgpool2d_backward(dy, x_shape, kernel_size, stride, padding):
 def global_avgpool_forward(x):
     x, (N, H, W, C) = cupy.ascontiguousarray(x), x.shape
     y = cupy.empty((N, C), x.dtype)
-    Columns(x, span=H * W).launch("image_means", x.dtype, (x, y), _FILE)
+    for first in range(0, N, MOST_IMAGES):
+        some = slice(first, first + MOST_IMAGES)
+        Columns(x[some], span=H * W).launch("image_means", x.dtype, (x[some], y[some]), _FILE)
     return y
 
 

@@ -49,6 +49,8 @@ EXERCISE = Exercise(
                 "terms", lambda s: softmax(s) / s.dims["N"]),
         Mistake("softmax missing", "dy lacks p: it is -1 at the target and 0 elsewhere, but every logit moves the "
                 "softmax's sum", lambda s: -one_hot(s) / s.dims["N"]),
+        Mistake("targets of all rows", "dy subtracts 1 at every row's target in every row: name row and class together, "
+                "p[np.arange(N), target]", lambda s: (softmax(s) - one_hot(s).max(0)) / s.dims["N"]),
         Mistake("sign flipped", "dy has its sign flipped: it is one_hot - p, and must be p - one_hot",
                 lambda s: -s.right["dx"]),
         Mistake("gradient by p", "dy is the gradient by p, -1 / p at the target: go on through the softmax to the logits",

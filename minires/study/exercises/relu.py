@@ -36,6 +36,8 @@ EXERCISE = Exercise(
         Mistake("mask inverted", "dx passes where x is negative and is 0 where x is positive: the mask is the wrong way "
                 "round", lambda s: s.dy * (s.y <= 0)),
         Mistake("times y", "dx is dy times y: the slope of y where it is positive is 1, not y", lambda s: s.dy * s.y),
+        Mistake("comparison of the product", "dx is where dy * y > 0: Python multiplies before it compares, write "
+                "dy * (y > 0)", lambda s: (s.dy * s.y > 0).astype(s.dtype)),
         Mistake("slope without dy", "dx is the slope of ReLU alone: the chain rule multiplies it by dy",
                 lambda s: (s.y > 0).astype(s.dtype)),
         Mistake("relu of dy", "dx is masked by x and by the sign of dy: only the first belongs (the second is guided "

@@ -2,6 +2,7 @@
 import base64
 import html
 import json
+import os
 from pathlib import Path
 
 from minires.errors import UserError
@@ -13,12 +14,13 @@ from minires.study.xray.style import STYLE
 PAGE, NUMBERS = "xray.html", "xray.json"
 
 
-def open_folder(folder):
-    """Make the folder of a page, before the work is done. UserError when it cannot be."""
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _unwritable(folder, error) from error
+def require_folder(folder):
+    """UserError unless the folder of a page is there, or can be made; nothing is made yet."""
+    place = Path(folder).absolute()
+    while not os.path.lexists(place):
+        place = place.parent
+    if not (place.is_dir() and os.access(place, os.W_OK)):
+        raise _unwritable(folder, f"{place} is {'not writable' if place.is_dir() else 'no folder'}")
 
 
 def write_xray(report, folder):
@@ -27,18 +29,18 @@ def write_xray(report, folder):
     UserError when the folder cannot be made or written.
     """
     folder = Path(folder)
-    open_folder(folder)
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / NUMBERS, (json.dumps(report, indent=1, allow_nan=False) + "\n").encode())
         page = render(report, folder)
         write_atomically(folder / PAGE, page.encode())
     except OSError as error:
-        raise _unwritable(folder, error) from error
+        raise _unwritable(folder, error.strerror) from error
     return folder / PAGE
 
 
-def _unwritable(folder, error):
-    return UserError(f"the X-ray cannot be written to {folder} ({error.strerror}): choose another --out")
+def _unwritable(folder, why):
+    return UserError(f"the X-ray cannot be written to {folder} ({why}): choose another --out")
 
 
 def render(report, folder):

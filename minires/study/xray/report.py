@@ -72,6 +72,10 @@ def xray(order, progress=silent):
     classes = len(images.training.classes)
     subjects = [run_subject(target) if target in runs else model_subject(target, classes, order.seed, order.shortcut)
                 for target in targets]
+    if len({subject.name for subject in subjects}) < len(subjects):  # two runs of one model, or a run and its model
+        for subject, target in zip(subjects, targets, strict=True):
+            if target in runs:
+                subject.name += f" ({target})"
     for subject in subjects:
         if subject.moments[0].network.fc.out_features != classes:
             raise UserError(f"{subject.name} tells {subject.moments[0].network.fc.out_features} classes apart and {dataset} "
@@ -94,6 +98,8 @@ def _require_fitting(order, runs):
         raise UserError(f"training for {order.train_steps} steps is not possible: expected 0 or more")
     if order.seed < 0:
         raise UserError(f"seed {order.seed} is negative: expected 0 or more")
+    if order.twin == order.target:
+        raise UserError(f"{order.target} was to be held against itself: name another run or model with --twin")
     if runs and order.train_steps:
         raise UserError(f"--train-steps trains fresh models, and {runs[0]} is a run that was trained: leave it out")
     if runs and order.shortcut is not None:

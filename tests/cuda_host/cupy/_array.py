@@ -3,7 +3,7 @@ import operator
 
 import numpy as np
 
-from cupy._memory import Buffer
+from cupy._memory import allocators
 
 KINDS = "biuf"
 
@@ -60,7 +60,7 @@ class ndarray:
         if dtype.kind not in KINDS:
             raise ValueError(f"Unsupported dtype {dtype}")
         shape = (shape,) if isinstance(shape, (int, np.integer)) else tuple(shape)
-        self._buffer = Buffer(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize)
+        self._buffer = allocators[-1](int(np.prod(shape, dtype=np.int64)) * dtype.itemsize)
         self._a = self._buffer.bytes.view(dtype).reshape(shape, order=order)
 
     def _view(self, values):

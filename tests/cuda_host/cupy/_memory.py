@@ -1,6 +1,7 @@
 """Device memory: host memory with guards on both sides, filled with what nobody may rely on."""
 import itertools
 import weakref
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -27,6 +28,16 @@ class MemoryPool:
     def __init__(self):
         self.used, self.limit, self.most_used = 0, 0, 0
 
+    def malloc(self, size):
+        """For `using_allocator`."""
+        return Buffer(size, self)
+
+    def take(self, size):
+        if self.limit and self.used + size > self.limit:
+            raise OutOfMemoryError(size, self.used, self.limit)
+        self.used += size
+        self.most_used = max(self.most_used, self.used)
+
     def used_bytes(self):
         return self.used
 
@@ -44,6 +55,7 @@ class MemoryPool:
 
 
 pool = MemoryPool()
+allocators = [pool.malloc]  # the last one is asked
 live = weakref.WeakSet()
 damaged = []  # sizes of freed buffers whose guards were written to
 
@@ -51,10 +63,9 @@ damaged = []  # sizes of freed buffers whose guards were written to
 class Buffer:
     """`size` bytes, poisoned, between two guards."""
 
-    def __init__(self, size):
-        if pool.limit and pool.used + size > pool.limit:
-            raise OutOfMemoryError(size, pool.used, pool.limit)
-        self.size = size
+    def __init__(self, size, of_pool):
+        of_pool.take(size)
+        self.size, self.pool = size, of_pool
         self.raw = np.full(size + 2 * GUARD + ALIGNMENT, POISON, np.uint8)
         self.start = GUARD + -(self.raw.ctypes.data + GUARD) % ALIGNMENT
         self.bytes = self.raw[self.start:self.start + size]
@@ -62,8 +73,6 @@ class Buffer:
         ends = self.start, self.start + size + GUARD
         self.guards = [self.raw[end - GUARD:end].view(np.uint32) for end in ends]
         self.mend()
-        pool.used += size
-        pool.most_used = max(pool.most_used, pool.used)
         live.add(self)
 
     def intact(self):
@@ -74,10 +83,20 @@ class Buffer:
             guard.fill(self.mark)
 
     def __del__(self):
-        if hasattr(self, "guards") and pool is not None:  # at the end of the process the module is emptied first
-            pool.used -= self.size
+        if hasattr(self, "guards"):
+            self.pool.used -= self.size
             if not self.intact():
                 damaged.append(self.size)
+
+
+@contextmanager
+def using_allocator(allocator):
+    """Within, memory comes from `allocator`, a pool's malloc."""
+    allocators.append(allocator)
+    try:
+        yield
+    finally:
+        allocators.pop()
 
 
 def check_guards(buffers=None):

@@ -73,6 +73,8 @@ class RawModule:
     def __init__(self, *, code, options=(), backend="nvrtc", name_expressions=None, **unknown):
         if unknown or not name_expressions or backend != "nvrtc":
             raise TypeError(f"the stand-in compiles code with name_expressions by NVRTC, got {unknown}, {backend}")
+        if not isinstance(code, str) or not isinstance(options, tuple):
+            raise TypeError(f"code is a str and options a tuple, got {type(code).__name__} and {type(options).__name__}")
         self.code, self.names, self._compiled = code, list(name_expressions), None
 
     def compile(self):
@@ -109,6 +111,8 @@ class RawKernel:
         check_guards(None if every else [value._buffer for value in args if isinstance(value, ndarray)])
 
     def _size(self, what, size):
+        if not isinstance(size, tuple):
+            raise TypeError(f"Argument '{what}' has incorrect type (expected tuple, got {type(size).__name__})")
         full = (*size, 1, 1, 1)[:3]
         if not 1 <= len(size) <= 3 or not all(isinstance(n, int) and 1 <= n <= most
                                               for n, most in zip(full, MOST[what], strict=True)):

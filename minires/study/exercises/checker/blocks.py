@@ -76,7 +76,7 @@ def block_mistakes(depth):
         Mistake("projection taken for identity", "dx adds g itself where the shortcut is a projection: call "
                 "self.shortcut.backward(g)", _past_projection),
         *(mistake(f"{part} skipped", f"{part} is left out on the way back through the branch", skipped(part))
-          for part in (f"relu{index}" for index in range(1, depth))),
+          for part in (*(f"relu{index}" for index in range(1, depth)), *(f"bn{index}" for index in range(1, depth + 1)))),
         *[mistake("inner ReLUs skipped", "the ReLUs between the convolutions are left out on the way back",
                   skipped(*(f"relu{index}" for index in range(1, depth))))] * (depth > 2),
     )

@@ -42,7 +42,7 @@ def load_exercise(path):
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"the exercise file {path} cannot be loaded: {type(error).__name__}: {error}") from error
     exercise = getattr(module, "EXERCISE", None)
     if not isinstance(exercise, Exercise):
@@ -52,12 +52,16 @@ def load_exercise(path):
 
 
 def start_exercise(name, out=None, folder=None):
-    """Write the student's file and return its path, `out` or NAME.py here; UserError if there is such a file already."""
+    """Write the student's file and return its path, `out` or NAME.py here; UserError if there is such a file already, or
+    none can be written."""
     exercise = find_exercise(name, folder)
     path = Path(f"{name}.py" if out is None else out)
-    if path.exists():
-        raise UserError(f"{path} exists already and is left as it is: choose another place with --out")
-    if not path.parent.is_dir():
-        raise UserError(f"{path} cannot be written: there is no folder {path.parent}")
-    write_atomically(path, exercise.text(path).encode())
+    try:
+        if path.exists():
+            raise UserError(f"{path} exists already and is left as it is: choose another place with --out")
+        if not path.parent.is_dir():
+            raise UserError(f"{path} cannot be written: there is no folder {path.parent}")
+        write_atomically(path, exercise.text(path).encode())
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}): choose another place with --out") from error
     return path

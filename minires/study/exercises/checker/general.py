@@ -25,7 +25,9 @@ def general_mistakes(exercise, tensor, situations):
     def mistake(name, sentence, formula):
         return Mistake(name, f"{shown} {sentence}", lambda s: {tensor: formula(s)} if tensor in s.right else {})
 
-    never = f"is never added to: write self.{tensor}.grad += {shown}" if tensor != "dx" else "is zero everywhere"
+    part, dot, _ = tensor.rpartition(".")
+    added = f"call self.{part}.backward" if dot else f"write self.{tensor}.grad += {shown}"
+    never = f"is never added to: {added}" if tensor != "dx" else "is zero everywhere"
     yield mistake("zero", never, lambda s: np.zeros_like(s.right[tensor]))
     yield mistake("negated", "has its sign flipped", lambda s: -s.right[tensor])
     if tensor == "dx" and not exercise.target:

@@ -114,6 +114,8 @@ TRAINING_MISTAKES = (
     Mistake("means of one image", "dx takes its means over H and W of each image: the statistics are the whole batch's",
             _per_image),
     Mistake("inv_std missing", "dx lacks the factor 1 / sqrt(var + eps)", _inv_std_forgotten),
+    Mistake("inv_std squared", "dx divides by the variance: one factor 1 / sqrt(var + eps) is enough",
+            lambda s: s.right["dx"] * statistics(s)[1]),
     *PARAMETERS,
 )
 

@@ -63,7 +63,8 @@ def observe(exercise, cls, file, situation, single):
     for name, array in _Run(exercise, cls, file, single).gradients().items():
         if array.dtype != np.float32:
             hint = "self.grad = makes a new array: use +=" if name != "dx" else \
-                "np.zeros(shape) is float64: use np.zeros_like(x) or dtype=dy.dtype"
+                "np.zeros(shape) is float64: use np.zeros_like(x) or dtype=dy.dtype" if array.dtype == np.float64 else \
+                "make it with np.zeros_like(x) or dtype=dy.dtype"
             seen.problems["dtype", name] = Diagnosis("dtype", [name], None, f"{exercise.shown(name)} is {array.dtype} where "
                                                      f"everything is float32 ({hint})")
     return seen
@@ -94,6 +95,7 @@ class _Run:
         """{"dx": ..., parameter: ...} after backward."""
         y, exercise, situation = self.y.copy(), self.exercise, self.situation
         data = {name: parameter.data.copy() for name, parameter in self.layer.named_parameters()}
+        kept = [(array.copy(), array) for array in _kept(self.layer.loss if exercise.target else self.layer)]
         with students_code(self.file, f"{self.name}.backward", situation):
             dx = self.layer.backward(self.dy)
         must, own = f"return {exercise.shown('dx')}, {shape(exercise.letters['x'])}", exercise.parameters
@@ -108,9 +110,20 @@ class _Run:
             if not isinstance(array, np.ndarray | np.floating):
                 raise StudentError(f"{exercise.shown(name)} is a {type(array).__name__}, not a NumPy array: backward must "
                                    + "; ".join(exercise.required()))
+            if array.dtype.kind not in "biufc":
+                raise StudentError(f"{exercise.shown(name)} is an array of {array.dtype}, not of numbers: make it of the "
+                                   "dtype of dy, as np.zeros_like does")
         names = ("dL", "y", "loss") if exercise.target else ("dy", "x", "y")
         arrays = (situation.dy, self.dy), (situation.x, self.x), (y, self.y)
-        self.belongings = [*((name, *pair) for name, pair in zip(names, arrays, strict=True)),
+        # Of what changed the last is named: a kept array that is x, y or dy goes by that name.
+        self.belongings = [*(("what forward kept", *pair) for pair in kept),
+                           *((name, *pair) for name, pair in zip(names, arrays, strict=True)),
                            *((f"self.{name}.data", data[name], parameter.data)
                              for name, parameter in self.layer.named_parameters())]
         return {name: np.array(array) for name, array in got.items()}
+
+
+def _kept(keeper):
+    """The arrays that a layer or a loss holds, alone or in a tuple; its parameters' are not among them."""
+    values = [part for value in vars(keeper).values() for part in (value if isinstance(value, tuple) else (value,))]
+    return [value for value in values if isinstance(value, np.ndarray)]

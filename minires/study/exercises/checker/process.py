@@ -20,6 +20,7 @@ from minires.study.exercises.checker.grade import grade
 from minires.study.exercises.checker.report import Report
 from minires.study.exercises.checker.student import read_exercise_name
 
+LONGEST = 86_400  # seconds, a day: what a timer can count is not much more
 STARTUP = 60  # seconds for a slow machine to start Python and import the engine
 
 
@@ -27,11 +28,11 @@ def check_file(file, exercise=None, folder=None, time_limit=20.0):
     """The Report on a student's file, run in another process for at most `time_limit` seconds.
 
     exercise: its name, by default the one the file names; folder: a teacher's, with more exercises
-    UserError when there is no such file, exercise or folder, or the limit is not positive.
+    UserError when there is no such file, exercise or folder, or the limit is not positive or more than a day.
     """
     file = Path(file)
-    if not time_limit > 0:
-        raise UserError(f"--time-limit is in seconds and must be positive, got {time_limit}")
+    if not 0 < time_limit <= LONGEST:
+        raise UserError(f"--time-limit is in seconds and must be positive, got {time_limit:g}: expected at most {LONGEST:,}")
     named = read_exercise_name(file) if exercise is None else exercise
     if not file.is_file():
         raise UserError(f"{file} is not a file: give the one that minires exercise start wrote")

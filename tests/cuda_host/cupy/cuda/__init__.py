@@ -2,7 +2,7 @@
 import time
 
 from cupy._array import counters
-from cupy._memory import OutOfMemoryError, pool  # noqa: F401
+from cupy._memory import MemoryPool, OutOfMemoryError, pool, using_allocator  # noqa: F401
 from cupy.cuda import compiler, memory, runtime  # noqa: F401
 
 
