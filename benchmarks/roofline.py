@@ -19,7 +19,7 @@ CHAINS = 12  # independent accumulators in `_multiply_add`: what two units of a 
 
 @njit
 def _multiply_add(LANES, turns, out, at):
-    """`turns` rounds of CHAINS multiply-adds on vectors, all in registers; out[at : at + LANES] keeps them from being left out."""
+    """`turns` rounds of CHAINS multiply-adds on vectors in registers; stored to out at `at`, or they would be left out."""
     a, b = splat(LANES, out.dtype.type(0.999)), splat(LANES, out.dtype.type(0.001))
     v0 = load(LANES, out, at)
     v1 = v2 = v3 = v4 = v5 = v6 = v7 = v8 = v9 = v10 = v11 = v0
