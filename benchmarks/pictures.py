@@ -65,7 +65,8 @@ def draw_roofline(result, path):
     roof.set_xscale("log")
     roof.set_yscale("log")
     roof.set_xlim(3, 300)
-    roof.set_ylim(min(row["gflops"] for row in convolutions) / 2, peak * 1.6)
+    rates = [row["gflops"] for row in convolutions]
+    roof.set_ylim(min(rates) / 2, max(*rates, peak) * 1.6)
     roof.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=3)
     _label(roof, "Convolutions under the roof of the machine", "operations a byte that must move", "GFLOP/s")
 
