@@ -18,7 +18,7 @@ from minires.backends import cpu
 from minires.bench.compare import usable_threads
 from minires.bench.machine import describe_machine
 
-TURN = 0.02  # seconds a method works in a round, half of them timed
+REST, TURN = 0.08, 0.02  # seconds a method works in a round before it is timed, and while it is
 SLOWEST_BATCH = 16  # images that the naive loops get at most: they take seconds for more
 
 
@@ -55,16 +55,17 @@ class Work(NamedTuple):
 def timed(functions, repetitions):
     """{name: median seconds} of functions without arguments, in turns.
 
-    A turn begins with calls that do not count, for TURN / 2 seconds: NumPy's matrix products and Numba's kernels have
-    threads of their own, which wait for more work in a loop for a while before they leave the processors to others.
+    A turn begins with calls that do not count, for REST seconds: the threads of NumPy's matrix products wait for more work
+    in a loop for tens of milliseconds before they leave the processors to others.
     """
     seconds = {name: [] for name in functions}
     for _ in range(repetitions):
         for name, function in functions.items():
             calls, began = 0, time.perf_counter()
-            while calls == 0 or time.perf_counter() - began < TURN / 2:
+            while calls == 0 or time.perf_counter() - began < REST:
                 function()
                 calls += 1
+            calls = max(1, round(calls * TURN / REST))
             began = time.perf_counter()
             for _ in range(calls):
                 function()
@@ -77,7 +78,9 @@ def convolutions(shape, N, rng, repetitions, peak):
     H, C, O, kernel, stride = shape
     size, step, padding = (kernel, kernel), (stride, stride), (kernel // 2, kernel // 2)
     x, weight = rng.standard_normal((N, H, H, C), np.float32), rng.standard_normal((*size, C, O), np.float32)
-    methods = {name: method for name, method in METHODS.items() if method.fits(x, weight, step, padding)}
+    # After im2col, whose threads wait in a loop for a while, come the naive loops, which need no second processor.
+    order = ("im2col", "naive", *(name for name in METHODS if name not in ("im2col", "naive")))
+    methods = {name: METHODS[name] for name in order if METHODS[name].fits(x, weight, step, padding)}
     dy = rng.standard_normal(METHODS["direct"].forward(x, weight, step, padding).shape, np.float32)
     products = {
         "forward": lambda m, x, w, dy: m.forward(x, w, step, padding),

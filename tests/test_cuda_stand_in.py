@@ -65,7 +65,7 @@ def test_a_write_outside_an_array_is_caught(name, plant):
 
 def test_a_read_outside_an_array_is_caught(plant):
     plant("elementwise.cu", "sum[i] = a[i] + b[i]", "sum[i] = a[i] + b[i + 1]")
-    with pytest.raises(AssertionError, match=r"relative error \d.*e\+298"):  # what the guard holds
+    with pytest.raises(AssertionError, match=r"relative error \d.*e\+29\d"):  # what the guard holds
         check("add")
 
 
