@@ -77,16 +77,17 @@ def _moments(results, x, prologue, weight, *_):
     yield _small("finish_moments")
 
 
-def _unit_gradient(results, g, z, _, x, prologue, weight, stride, padding, residual_gradient, need_dx):
-    dx, dweight = results[:2]
-    flops, shape = _product(weight, g)
+def _unit_gradient(results, g, z, _, x, prologue, weight, stride, padding, residual_gradient, need_dx, front, add_to):
+    dx, (flops, shape) = results[0], _product(weight, g)
     yield Launch("normalisation_gradient", _image(g), 0, _size(g, z) + g.nbytes)
-    yield Launch("conv2d_weight_gradient", shape, flops, _size(g, x, dweight))
+    yield Launch("conv2d_weight_gradient", shape, flops, _size(g, x, weight))  # dweight is as large
     yield _small("sum_splits")
     if need_dx:
         yield Launch("conv2d_input_gradient", shape, flops,
                      _size(g, weight, dx, residual_gradient) + (x.nbytes if prologue else 0))
-        if prologue:
+        if front:
+            yield from _add_relu_gradient(results, dx, x, front[0], front[1])
+        elif prologue:
             yield _small("finish_sums")
 
 

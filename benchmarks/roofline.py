@@ -12,7 +12,7 @@ from numba import get_num_threads, njit, prange
 
 from minires.backends.cpu.host import lanes_of
 from minires.backends.cpu.simd import load, splat, store
-from minires.backends.cpu.threads import SMALL, claim, launch, pool
+from minires.backends.cpu.threads import SMALL, claim, enter, launch, leave, pool
 
 CHAINS = 12  # independent accumulators in `_multiply_add`: what two units of a latency of 4 to 6 cycles need
 
@@ -36,10 +36,12 @@ def arithmetic_kernel(lanes):
 
     @njit(nogil=True)
     def arithmetic(tasks, counter, thread, turns, out):
+        enter(counter, thread)
         task = claim(counter)
         while task < tasks:
             _multiply_add(lanes, turns, out, task * lanes)
             task = claim(counter)
+        leave(counter, thread)
 
     return arithmetic
 

@@ -49,9 +49,11 @@ def _fused(name, draw):
                         for residual, relu in [(None, True), (z, True), (None, False), (z, False)]]
         elif name == "conv2d_unit_gradient":
             shortcut, normalisation = draw(*x.shape), (draw(O), draw(O), draw(O) * 0.1, draw(O) * 0.1)
-            for before, added, need_dx in [(prologue, None, True), (None, None, True), (None, shortcut, True),
-                                           (None, None, False)]:
-                yield dy, z, normalisation, x, before, weight, stride, padding, added, need_dx
+            block = draw(*x.shape), draw(x.shape[3])
+            for before, added, need_dx, front in [(prologue, None, True, None), (None, None, True, None),
+                                                  (None, shortcut, True, None), (None, None, False, None),
+                                                  (None, None, True, block), (None, shortcut, True, block)]:
+                yield dy, z, normalisation, x, before, weight, stride, padding, added, need_dx, front
     for shape in IMAGES:
         C, y = shape[3], draw(*shape)
         if name == "normalise_add_relu":
@@ -137,6 +139,24 @@ def _arguments(name, rng, dtype):
                 "mse_forward": [(x, dy)],
                 "mse_backward": [(x, dy)],
             }[name]
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("name, places", [("conv2d_unit_gradient", (1,)), ("batchnorm_coefficients", (3, 4))])
+def test_gradients_are_added_where_they_belong(name, places, dtype, backend, rng):
+    """With `add_to` an operator gives the same, but adds a parameter's gradient to an array, of any layout."""
+    function = getattr(operators(backend), name)
+    for arguments in _arguments(name, rng, dtype):
+        plain = function(*arguments)
+        for order in "CF":
+            before = [np.asarray(rng.standard_normal(plain[place].shape), dtype, order=order) for place in places]
+            given = [array.copy(order="K") for array in before]
+            found = function(*arguments, given[0] if len(given) == 1 else tuple(given))
+            for index, place in enumerate(places):
+                assert relative_error(given[index], before[index] + plain[place]) < TOLERANCE[dtype]
+                assert found[place] is None
+            for place in set(range(len(plain))) - set(places):
+                assert plain[place] is found[place] is None or np.array_equal(found[place], plain[place])
 
 
 def _change(change, values):

@@ -47,36 +47,53 @@ def add_relu_gradient(ops, dy, y, z, mean):
     return g, ops.channel_sum(g), ops.channel_sum(g * (z - mean))
 
 
-def conv2d_unit_gradient(ops, g, z, normalisation, x, prologue, weight, stride, padding, residual_gradient, need_dx):
+def conv2d_unit_gradient(ops, g, z, normalisation, x, prologue, weight, stride, padding, residual_gradient, need_dx,
+                         front=None, add_to=None):
     """The backward pass of z = conv(a(x)) and of the normalisation behind it.
 
     g: the gradient at the normalisation's output; normalisation: (mean, from_dy, from_x, constant), each (O,), with
 
         dz = from_dy * g + from_x * (z - mean) + constant          (batch normalisation's dx, its factors collected)
 
-    -> dx, dweight, sum(dx), sum(dx * (x - mean of the prologue)). With a prologue dx is the gradient at its
-    normalisation's output, already masked by its ReLU, and the sums are what that normalisation's backward needs; without
-    one they are None and dx has `residual_gradient` (or None) added. need_dx False leaves dx out (None).
+    -> dx, dweight, sum(dx), sum(dx * (x - mean of the prologue)). dx has `residual_gradient` (or None) added. With a
+    prologue dx is the gradient at its normalisation's output, already masked by its ReLU, and the sums are what that
+    normalisation's backward needs; without one they are None. need_dx False leaves dx out (None).
+    front: (z, mean) of the unit in front where x, read as it is, is a block's output relu(normalised z + S): dx is then
+    masked by that ReLU too, as `add_relu_gradient` does it, and the sums are of dx and dx * (z - mean).
+    add_to: the parameter's gradient; dweight is added to it, in place, and None returned for dweight.
     """
     mean, from_dy, from_x, constant = normalisation
     dz = from_dy * g + (from_x * (z - mean) + constant)
     a = normalise_relu(ops, x, prologue)
     geometry = (stride, padding, (1, 1))
-    dweight = ops.conv2d_weight_gradient(dz, a, weight.shape[:2], *geometry)
+    dweight = added(add_to, ops.conv2d_weight_gradient(dz, a, weight.shape[:2], *geometry))
     if not need_dx:
         return None, dweight, None, None
     dx = ops.conv2d_input_gradient(dz, weight, x.shape, *geometry)
-    if prologue is None:
-        return dx if residual_gradient is None else ops.add(dx, residual_gradient), dweight, None, None
-    dx = ops.relu_backward(dx, a)
-    return dx, dweight, ops.channel_sum(dx), ops.channel_sum(dx * (x - prologue[0]))
+    if residual_gradient is not None:
+        dx = ops.add(dx, residual_gradient)
+    if prologue is not None:
+        front = x, prologue[0]
+    if front is None:
+        return dx, dweight, None, None
+    dx, sum_dx, sum_dxx = add_relu_gradient(ops, dx, a, *front)
+    return dx, dweight, sum_dx, sum_dxx
 
 
-def batchnorm_coefficients(sum_g, sum_gx, var, weight, eps, count):
+def added(gradient, value):
+    """`value`, or where there is a `gradient` to add it to, in place, None."""
+    if gradient is None:
+        return value
+    gradient += value
+    return None
+
+
+def batchnorm_coefficients(sum_g, sum_gx, var, weight, eps, count, add_to=(None, None)):
     """(from_dy, from_x, constant) of `conv2d_unit_gradient`, dweight and dbias, each (C,), from the two sums.
 
     From batch normalisation's dx = weight * s * (g - dbias / m - x_hat * dweight / m), s = 1 / sqrt(var + eps),
     x_hat = (z - mean) * s. count: m = N * H * W, or None where the statistics are constants (evaluation).
+    add_to: the two parameters' gradients; dweight and dbias are added to them, in place, and None returned for each.
     """
     dtype = var.dtype
     inv_std = 1 / (var.astype(np.float64) + eps) ** 0.5
@@ -86,4 +103,5 @@ def batchnorm_coefficients(sum_g, sum_gx, var, weight, eps, count):
         parts = (from_dy, from_dy * 0, from_dy * 0, dweight, dbias)
     else:
         parts = (from_dy, -from_dy * inv_std * dweight / count, -from_dy * dbias / count, dweight, dbias)
-    return tuple(part.astype(dtype) for part in parts)
+    *factors, dweight, dbias = (part.astype(dtype) for part in parts)
+    return *factors, added(add_to[0], dweight), added(add_to[1], dbias)

@@ -334,12 +334,13 @@ def add_relu_gradient(dy, y, z, mean):
     return composed.add_relu_gradient(_this, dy, y, z, mean)
 
 
-def conv2d_unit_gradient(g, z, normalisation, x, prologue, weight, stride, padding, residual_gradient, need_dx):
+def conv2d_unit_gradient(g, z, normalisation, x, prologue, weight, stride, padding, residual_gradient, need_dx,
+                         front=None, add_to=None):
     """See composed.conv2d_unit_gradient."""
     return composed.conv2d_unit_gradient(_this, g, z, normalisation, x, prologue, weight, stride, padding,
-                                         residual_gradient, need_dx)
+                                         residual_gradient, need_dx, front, add_to)
 
 
-def batchnorm_coefficients(sum_g, sum_gx, var, weight, eps, count):
+def batchnorm_coefficients(sum_g, sum_gx, var, weight, eps, count, add_to=(None, None)):
     """See composed.batchnorm_coefficients."""
-    return composed.batchnorm_coefficients(sum_g, sum_gx, var, weight, eps, count)
+    return composed.batchnorm_coefficients(sum_g, sum_gx, var, weight, eps, count, add_to)

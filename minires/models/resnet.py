@@ -53,6 +53,8 @@ class _ResNet(Branch):
 
     def backward(self, dy):
         body = self._body()
+        stages = [layer for layer in body if isinstance(layer, Sequential)]
+        fused.join([*([self] if body[0] in stages else []), *(block for stage in stages for block in stage)])
         for layer, chain in zip(reversed(body), reversed(self._chains(body)), strict=True):
             fused.restore_outputs(chain)
             dy = layer.backward(dy)

@@ -1,49 +1,58 @@
 """Memory for results that is used again: a training step after the second takes no fresh page from the system.
 
-A fresh array of megabytes costs a page fault every 4 KiB, more than many a kernel. So the back end's results are views of
-pieces of a few slabs that the arena keeps. A piece is free again when nobody but the arena refers to it, which CPython's
-reference count tells (a view holds its piece through `.base`). Of large pieces the first free neighbours that are enough
-together are taken and what is over is split off, so that the memory of the activations which backward has consumed serves
-the larger gradients of the layers before. A step that begins with all free thus lays everything where the last one did.
+A fresh array of megabytes costs a page fault every 4 KiB, more than many a kernel. So the back end's results lie in slabs
+that the arena keeps. Their place is free again when the array and all its views are gone: views refer to it through `.base`,
+and a weak reference tells of its end. A large result takes the first gap that holds it, and gaps that meet are one, so that
+the memory of the activations which backward has consumed serves the larger gradients of the layers before. A step that
+begins with all free thus lays everything where the last one did.
 """
 import math
-import sys
 import threading
+import weakref
+from bisect import bisect
+from collections import deque
 
 import numpy as np
 
 SMALLEST = 1 << 14  # bytes; below, the allocator of NumPy is as good
-LARGE = 1 << 19  # bytes; smaller pieces stay as they are, since joining and splitting them takes longer than they are worth
+LARGE = 1 << 19  # bytes; smaller places serve their size only: joining and splitting them takes longer than it is worth
 ALIGNMENT = 64
-# Bytes of address space in a slab of large and of small pieces. The system gives memory only to pages that were written, but
-# huge pages, which NumPy asks for in arrays of 4 MiB or more, are given whole.
+# Bytes of address space in a slab of large and of small results. The system gives memory only to pages that were written,
+# but huge pages, which NumPy asks for in arrays of 4 MiB or more, are given whole.
 SLAB, SMALL_SLAB = 1 << 28, 1 << 21
 
 
-class _Piece:
-    """`size` bytes of a slab from `start` on; `holder` is the array that all views of it refer to."""
-
-    __slots__ = ("holder", "size", "slab", "start")
-
-    def __init__(self, slab, start, size):
-        self.slab, self.start, self.size = slab, start, size
-        # NumPy shortens chains of views to the array that owns the memory, but not past a buffer object: this array.
-        self.holder = np.frombuffer(slab.memory, np.uint8, size, start)
-
-    def references(self):
-        return sys.getrefcount(self.holder)
-
-
 class _Slab:
-    """A block of memory: pieces in the order of their addresses, and behind `top` nothing handed out yet."""
+    """A block of memory and its gaps, [start, end) in the order of their addresses; nothing behind `top` was used yet."""
 
     def __init__(self, size):
         own = np.empty(size + ALIGNMENT, np.uint8)
         start = -own.ctypes.data % ALIGNMENT
-        self.memory, self.size, self.top, self.pieces = memoryview(own)[start:start + size], size, 0, []
+        self.memory, self.top, self.gaps = memoryview(own)[start:start + size], 0, [(0, size)]
+
+    def take(self, size):
+        """Where `size` bytes begin that nobody uses, the lowest such address, or None."""
+        for index, (start, end) in enumerate(self.gaps):
+            if end - start >= size:
+                self.gaps[index:index + 1] = [(start + size, end)] if end - start > size else []
+                self.top = max(self.top, start + size)
+                return start
+        return None
+
+    def give_back(self, start, end):
+        """Make bytes a gap, one with those that it meets."""
+        index = last = bisect(self.gaps, (start, end))
+        if index and self.gaps[index - 1][1] == start:
+            index, start = index - 1, self.gaps[index - 1][0]
+        if last < len(self.gaps) and self.gaps[last][0] == end:
+            last, end = last + 1, self.gaps[last][1]
+        self.gaps[index:last] = [(start, end)]
 
 
-_UNUSED = _Piece(_Slab(ALIGNMENT), 0, ALIGNMENT).references()  # what a piece reports that only the arena refers to
+class _Place(weakref.ref):
+    """The bytes [start, start + size) of a slab while an array lies there, which it refers to."""
+
+    __slots__ = ("size", "slab", "start")
 
 
 def _view(memory, shape, dtype):
@@ -68,11 +77,13 @@ def aligned(array):
 
 
 class Arena:
-    """Pieces of slabs. Thread-safe; counts what it ever handed out at once, in bytes, for the benchmarks."""
+    """Places in slabs. Thread-safe; counts what it ever handed out at once, in bytes, for the benchmarks."""
 
     def __init__(self):
-        self._large, self._small = [], []  # slabs; small pieces among the large ones would part free neighbours
-        self._of_size, self._lock = {}, threading.Lock()  # small pieces
+        self._large, self._small = [], []  # slabs; small results among the large ones would part gaps
+        self._free = {}  # size: places (slab, start) of small results
+        self._taken, self._ended = {}, deque()  # by id, places in use (they hash as their arrays, not at all); ended places
+        self._lock = threading.Lock()
 
     @property
     def held(self):
@@ -82,52 +93,47 @@ class Arena:
     def empty(self, shape, dtype):
         """An uninitialised C-contiguous array, aligned to cache lines, whose memory returns here when it is dropped."""
         dtype = np.dtype(dtype)
-        size = math.prod(shape) * dtype.itemsize
+        count = math.prod(shape)
+        size = count * dtype.itemsize
         if size < SMALLEST:
             return _view(np.empty(size + ALIGNMENT, np.uint8), shape, dtype)
+        size = -(-size // ALIGNMENT) * ALIGNMENT
         with self._lock:
-            holder = self._piece(-(-size // ALIGNMENT) * ALIGNMENT).holder
-        return holder[:size].view(dtype).reshape(shape)
+            self._take_back()
+            slab, start = self._large_place(size) if size >= LARGE else self._small_place(size)
+            # NumPy shortens chains of views to the array that owns the memory, but not past a buffer object: to this array.
+            holder = np.frombuffer(slab.memory, dtype, count, start)
+            place = _Place(holder, self._ended.append)  # no more than this: an array may end at any moment, in any thread
+            place.slab, place.start, place.size = slab, start, size
+            self._taken[id(place)] = place
+        return holder.reshape(shape)
 
-    def _piece(self, size):
-        if size >= LARGE:
-            return self._joined(size) or self._fresh(self._large, size, SLAB)
-        of_size = self._of_size.setdefault(size, [])
-        for piece in of_size:
-            if piece.references() == _UNUSED:
-                return piece
-        of_size.append(self._fresh(self._small, size, SMALL_SLAB))
-        return of_size[-1]
+    def _take_back(self):
+        while self._ended:
+            place = self._ended.popleft()
+            del self._taken[id(place)]
+            if place.size >= LARGE:
+                place.slab.give_back(place.start, place.start + place.size)
+            else:
+                self._free[place.size].append((place.slab, place.start))
 
-    def _joined(self, size):
-        """A piece of the first free neighbours that are large enough together; None if there are none."""
+    def _large_place(self, size):
         for slab in self._large:
-            first, total = 0, 0
-            for index, piece in enumerate(slab.pieces):
-                if piece.references() != _UNUSED:
-                    first, total = index + 1, 0
-                    continue
-                total += piece.size
-                if total == piece.size == size:
-                    return piece
-                if total >= size:
-                    start, rest = slab.pieces[first].start, total - size
-                    whole = _Piece(slab, start, size)
-                    slab.pieces[first:index + 1] = [whole, _Piece(slab, start + size, rest)] if rest else [whole]
-                    return whole
-        return None
+            start = slab.take(size)
+            if start is not None:
+                return slab, start
+        return self._in_new_slab(self._large, max(size, SLAB), size)
 
-    def _fresh(self, slabs, size, slab_size):
-        """A piece behind all others."""
-        slab = next((slab for slab in slabs if slab.top + size <= slab.size), None)
-        if slab is None:
-            slab = _Slab(max(size, slab_size))
-            slabs.append(slab)
-        while slabs is self._large and slab.pieces and slab.pieces[-1].references() == _UNUSED:  # too small: grow it
-            slab.top = slab.pieces.pop().start
-        slab.pieces.append(_Piece(slab, slab.top, size))
-        slab.top += size
-        return slab.pieces[-1]
+    def _small_place(self, size):
+        places = self._free.setdefault(size, [])
+        if places:
+            return places.pop()
+        start = self._small[-1].take(size) if self._small else None
+        return self._in_new_slab(self._small, SMALL_SLAB, size) if start is None else (self._small[-1], start)
+
+    def _in_new_slab(self, slabs, slab_size, size):
+        slabs.append(_Slab(slab_size))
+        return slabs[-1], slabs[-1].take(size)
 
 
 arena = Arena()

@@ -10,7 +10,8 @@ micro-kernel sums over the rows and columns of pixels.
 Bytes moved: x and dy read once, the copies written once an image (they stay in the cache).
 Measured as the forward pass, in gather.py: 158, 196 and 207 GFLOP/s a core.
 """
-from functools import cache
+import math
+from functools import cache, lru_cache
 
 import numpy as np
 from numba import njit
@@ -21,12 +22,10 @@ from minires.backends.cpu.arena import empty
 from minires.backends.cpu.gather import GROUPS, run_gather
 from minires.backends.cpu.geometry import choose_tiling, forward_gather, input_gradient_gather, round_up, weight_runs
 from minires.backends.cpu.host import lanes_of
-from minires.backends.cpu.images import copy_image, scratch
+from minires.backends.cpu.images import PARTIAL_BYTES, copy_image, partial_room, scratch
 from minires.backends.cpu.microkernel import tile
-from minires.backends.cpu.moments import sum_partials
-from minires.backends.cpu.threads import claim, launch
-
-PARTIAL_BYTES = 1 << 24  # all partial weight gradients of one convolution together stay below this
+from minires.backends.cpu.moments import add_row
+from minires.backends.cpu.threads import await_tasks, claim, claim_next, enter, launch, leave
 
 
 def conv2d_forward(x, weight, bias, stride, padding, dilation):
@@ -76,17 +75,18 @@ def weight_gradient_image(ROWS, VECTORS, LANES, image, dy, dy_start, dy_pitch, p
 
 @cache
 def weight_gradient_kernel(rows, vectors, lanes):
-    """The kernel over a batch for one tiling."""
+    """The kernel over a batch for one tiling: groups of images, then sums over the groups (one task a row)."""
     block = vectors * lanes
 
     @njit(nogil=True, cache=True)
-    def weight_gradient(tasks, counter, thread, dy, x, partial, image, runs, run, start, pitch, step_row, step_column,
-                        slices):
+    def weight_gradient(tasks, counter, thread, dy, x, partial, dweight, image, runs, run, start, pitch, step_row,
+                        step_column, slices):
+        enter(counter, thread)
         N, OH, OW, O = dy.shape
         G = partial.shape[0]
         per_slice = -(-(O // block) // slices) * block
         task = claim(counter)
-        while task < tasks:
+        while task < G * slices:
             g, part = task // slices, task % slices
             o_start, o_end = part * per_slice, min((part + 1) * per_slice, O)
             partial[g, :, :, o_start:o_end] = 0
@@ -94,7 +94,12 @@ def weight_gradient_kernel(rows, vectors, lanes):
                 copy_image(x, n, image[thread], start, pitch)
                 weight_gradient_image(rows, vectors, lanes, image[thread], dy.reshape(-1), n * OH * OW * O, OW * O,
                                       partial[g], O, o_start, o_end, OH, OW, runs, run, step_row, step_column)
-            task = claim(counter)
+            task = claim_next(counter)
+        await_tasks(counter, G * slices)
+        while task < tasks:
+            add_row(partial, task - G * slices, run, dweight, False)
+            task = claim_next(counter)
+        leave(counter, thread)
 
     return weight_gradient
 
@@ -107,7 +112,7 @@ def conv2d_weight_gradient(dy, x, kernel_size, stride, padding, dilation):
     m = winograd_size(x.shape, x.dtype, O, kernel_size, stride, padding, dilation)
     if m:
         dy, x = np.ascontiguousarray(dy), np.ascontiguousarray(x)
-        return winograd.unit_gradient(m, dy, None, None, x, None, None, None, need_dx=False)[1]
+        return winograd.unit_gradient(m, dy, None, None, x, None, None, None)[1]
     lanes = lanes_of(x.dtype)
     wide = round_up(O, lanes)
     x, dy = np.ascontiguousarray(x), widen(dy, wide)
@@ -118,11 +123,10 @@ def conv2d_weight_gradient(dy, x, kernel_size, stride, padding, dilation):
     dweight = empty((KH * KW * C, wide), x.dtype)
     groups = max(1, min(N, GROUPS, PARTIAL_BYTES // dweight.nbytes))
     slices = min(wide // (tiling.vectors * lanes), -(-GROUPS // groups))
-    partial = empty((groups, len(runs), round_up(run, tiling.rows), wide), x.dtype)
+    partial = partial_room((groups, len(runs), round_up(run, tiling.rows), wide), x.dtype)
     kernel = weight_gradient_kernel(tiling.rows, tiling.vectors, lanes)
-    launch(kernel, groups * slices, dy.size * len(dweight), dy, x.reshape(N, H, W * C), partial, image, runs, run,
-           padding[0] * pitch + padding[1] * C, pitch, stride[0] * pitch, stride[1] * C, slices)
-    launch(sum_partials, len(dweight), partial.size, partial, run, dweight)
+    launch(kernel, groups * slices + len(dweight), dy.size * len(dweight), dy, x.reshape(N, H, W * C), partial, dweight,
+           image, runs, run, padding[0] * pitch + padding[1] * C, pitch, stride[0] * pitch, stride[1] * C, slices)
     return narrow(dweight, O).reshape(KH, KW, C, O)
 
 
@@ -133,8 +137,19 @@ def flipped(weight):
 
 def pack_transposed(weight, taps, wide):
     """The weights of each phase one after another, each (rows, columns, O, wide), the channels C padded to `wide`."""
-    turned = widen(weight.transpose(0, 1, 3, 2), wide)
-    return np.concatenate([turned[np.ix_(*phase)].reshape(-1) for phase in taps])
+    packed = empty((sum(len(rows) * len(columns) for rows, columns in taps) * weight.shape[3], wide), weight.dtype)
+    np.take(widen(weight.transpose(0, 1, 3, 2), wide) if wide > weight.shape[2] else weight,
+            _packing(weight.shape, taps, wide), out=packed.reshape(-1), mode="clip")
+    return packed
+
+
+@lru_cache(maxsize=128)
+def _packing(shape, taps, wide):
+    """Where each of the packed weights lies in the flat weights: in (KH, KW, C, O), or widened in (KH, KW, O, wide)."""
+    places = np.arange(math.prod(shape)).reshape(shape).transpose(0, 1, 3, 2)
+    if wide > shape[2]:
+        places = np.arange(shape[0] * shape[1] * shape[3] * wide).reshape(*shape[:2], shape[3], wide)
+    return np.concatenate([places[np.ix_(*phase)].reshape(-1) for phase in taps])
 
 
 def widen(array, wide):

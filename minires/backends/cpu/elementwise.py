@@ -7,9 +7,10 @@ from numba import njit
 
 from minires.backends import reference
 from minires.backends.cpu.arena import empty
-from minires.backends.cpu.threads import claim, launch
+from minires.backends.cpu.threads import claim, enter, launch, leave
 
 CHUNK = 1 << 15  # elements a thread takes at a time
+TOGETHER = 8  # parameters that one launch updates: a launch costs more than most of them
 
 
 def flat(array):
@@ -31,42 +32,50 @@ def part(array, chunk):
 
 @njit(nogil=True, cache=True)
 def _relu(tasks, counter, thread, x, y):
+    enter(counter, thread)
     chunk = claim(counter)
     while chunk < tasks:
         x_, y_ = part(x, chunk), part(y, chunk)
         for i in range(x_.size):
             y_[i] = 0 if x_[i] <= 0 else x_[i]
         chunk = claim(counter)
+    leave(counter, thread)
 
 
 @njit(nogil=True, cache=True)
 def _relu_gradient(tasks, counter, thread, dy, y, dx):
+    enter(counter, thread)
     chunk = claim(counter)
     while chunk < tasks:
         dy_, y_, dx_ = part(dy, chunk), part(y, chunk), part(dx, chunk)
         for i in range(dx_.size):
             dx_[i] = dy_[i] if y_[i] > 0 else 0
         chunk = claim(counter)
+    leave(counter, thread)
 
 
 @njit(nogil=True, cache=True)
 def _add(tasks, counter, thread, a, b, y):
+    enter(counter, thread)
     chunk = claim(counter)
     while chunk < tasks:
         a_, b_, y_ = part(a, chunk), part(b, chunk), part(y, chunk)
         for i in range(y_.size):
             y_[i] = a_[i] + b_[i]
         chunk = claim(counter)
+    leave(counter, thread)
 
 
 @njit(nogil=True, cache=True)
 def _keep(tasks, counter, thread, x, keep, scale, y):
+    enter(counter, thread)
     chunk = claim(counter)
     while chunk < tasks:
         x_, keep_, y_ = part(x, chunk), part(keep, chunk), part(y, chunk)
         for i in range(y_.size):
             y_[i] = x_[i] * scale if keep_[i] else 0
         chunk = claim(counter)
+    leave(counter, thread)
 
 
 def relu_forward(x):
@@ -103,56 +112,72 @@ def dropout_backward(dy, keep, p):
 
 
 @njit(nogil=True, cache=True)
-def _sgd(tasks, counter, thread, parameter, grad, velocity, lr, momentum, weight_decay, nesterov):
-    chunk = claim(counter)
-    while chunk < tasks:
-        p, grad_, v = part(parameter, chunk), part(grad, chunk), part(velocity, chunk)
+def _sgd(tasks, counter, thread, parameters, grads, velocities, weight_decays, lr, momentum, nesterov):
+    enter(counter, thread)
+    task = claim(counter)
+    while task < tasks:
+        which, chunk = task % TOGETHER, task // TOGETHER
+        p, grad, v = part(parameters[which], chunk), part(grads[which], chunk), part(velocities[which], chunk)
+        weight_decay = weight_decays[which]
         for i in range(p.size):
-            g = grad_[i] + weight_decay * p[i]
+            g = grad[i] + weight_decay * p[i]
             v[i] = momentum * v[i] + g
             p[i] -= lr * (g + momentum * v[i]) if nesterov else lr * v[i]
-        chunk = claim(counter)
+        task = claim(counter)
+    leave(counter, thread)
 
 
 @njit(nogil=True, cache=True)
-def _adamw(tasks, counter, thread, parameter, grad, mean, square, lr, keep, beta1, take1, beta2, take2, unbias1, unbias2,
-           eps):
-    chunk = claim(counter)
-    while chunk < tasks:
-        p, g, m, v = part(parameter, chunk), part(grad, chunk), part(mean, chunk), part(square, chunk)
+def _adamw(tasks, counter, thread, parameters, grads, firsts, seconds, keeps, lr, beta1, take1, beta2, take2,
+           unbias1, unbias2, eps):
+    enter(counter, thread)
+    task = claim(counter)
+    while task < tasks:
+        which, chunk = task % TOGETHER, task // TOGETHER
+        p, g = part(parameters[which], chunk), part(grads[which], chunk)
+        m, v = part(firsts[which], chunk), part(seconds[which], chunk)
+        keep = keeps[which]
         for i in range(p.size):
             m[i] = beta1 * m[i] + take1 * g[i]
             v[i] = beta2 * v[i] + take2 * g[i] * g[i]
             p[i] = p[i] * keep - lr * unbias1 * m[i] / (np.sqrt(v[i] * unbias2) + eps)
-        chunk = claim(counter)
+        task = claim(counter)
+    leave(counter, thread)
+
+
+def _update(kernel, arrays, factors, *numbers):
+    """Launch an update kernel over parameters, TOGETHER of them at a time; returns the indices of those left out.
+
+    arrays: the tuples of parameters, gradients and states; factors: a number for each parameter; numbers: what all share.
+    Left out is what has another dtype than the first or a layout whose flat view would be a copy.
+    """
+    dtype = arrays[0][0].dtype
+    fits = [all(array.flags.c_contiguous and array.dtype == dtype for array in row) for row in zip(*arrays, strict=True)]
+    chosen = [index for index, fit in enumerate(fits) if fit]
+    numbers, nothing = [number if isinstance(number, bool) else dtype.type(number) for number in numbers], np.empty(0, dtype)
+    for first in range(0, len(chosen), TOGETHER):
+        some = chosen[first:first + TOGETHER]
+        padding = TOGETHER - len(some)
+        rows = [tuple(column[index].reshape(-1) for index in some) + (nothing,) * padding for column in arrays]
+        sizes = [row.size for row in rows[0]]
+        launch(kernel, -(-max(sizes) // CHUNK) * TOGETHER, sum(sizes), *rows,
+               tuple(dtype.type(factors[index]) for index in some) + (dtype.type(0),) * padding, *numbers)
+    return [index for index, fit in enumerate(fits) if not fit]
 
 
 def sgd_update(parameters, grads, velocities, lr, momentum, weight_decays, nesterov):
     """PyTorch's SGD with momentum, in place: see the reference."""
-    for parameter, grad, velocity, weight_decay in zip(parameters, grads, velocities, weight_decays, strict=True):
-        _sgd_one(parameter, grad, velocity, lr, momentum, weight_decay, nesterov)
-
-
-def _sgd_one(parameter, grad, velocity, lr, momentum, weight_decay, nesterov):
-    if not (parameter.flags.c_contiguous and velocity.flags.c_contiguous):  # a flat view would be a copy
-        reference.sgd_update((parameter,), (grad,), (velocity,), lr, momentum, (weight_decay,), nesterov)
-        return
-    lr, momentum, weight_decay = (parameter.dtype.type(value) for value in (lr, momentum, weight_decay))
-    share(_sgd, parameter.size, parameter.reshape(-1), flat(grad), velocity.reshape(-1), lr, momentum, weight_decay,
-          nesterov)
+    for index in _update(_sgd, (parameters, grads, velocities), weight_decays, lr, momentum, nesterov):
+        some = slice(index, index + 1)
+        reference.sgd_update(parameters[some], grads[some], velocities[some], lr, momentum, weight_decays[some], nesterov)
 
 
 def adamw_update(parameters, grads, firsts, seconds, step, lr, betas, eps, weight_decays):
     """Adam with decoupled weight decay, in place: see the reference."""
-    for parameter, grad, first, second, weight_decay in zip(parameters, grads, firsts, seconds, weight_decays, strict=True):
-        _adamw_one(parameter, grad, first, second, step, lr, betas, eps, weight_decay)
-
-
-def _adamw_one(parameter, grad, first, second, step, lr, betas, eps, weight_decay):
-    if not all(array.flags.c_contiguous for array in (parameter, first, second)):
-        reference.adamw_update((parameter,), (grad,), (first,), (second,), step, lr, betas, eps, (weight_decay,))
-        return
     (beta1, beta2), unbias = betas, [1 / (1 - beta**step) for beta in betas]
-    numbers = [parameter.dtype.type(value)
-               for value in (lr, 1 - lr * weight_decay, beta1, 1 - beta1, beta2, 1 - beta2, *unbias, eps)]
-    share(_adamw, parameter.size, parameter.reshape(-1), flat(grad), first.reshape(-1), second.reshape(-1), *numbers)
+    keeps = [1 - lr * weight_decay for weight_decay in weight_decays]
+    for index in _update(_adamw, (parameters, grads, firsts, seconds), keeps, lr, beta1, 1 - beta1, beta2, 1 - beta2,
+                         *unbias, eps):
+        some = slice(index, index + 1)
+        reference.adamw_update(parameters[some], grads[some], firsts[some], seconds[some], step, lr, betas, eps,
+                               weight_decays[some])

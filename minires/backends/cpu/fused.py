@@ -12,7 +12,7 @@ front needs are taken from dx while it is in the cache.
 
 Channel counts that no vector divides are computed by the composition of the plain kernels.
 """
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 from numba import njit
@@ -20,15 +20,26 @@ from numba import njit
 from minires.backends import composed
 from minires.backends.cpu import conv, elementwise, norm, winograd
 from minires.backends.cpu.algorithm import winograd_size
-from minires.backends.cpu.arena import aligned, empty
-from minires.backends.cpu.conv import flipped, pack_transposed, weight_gradient_image
+from minires.backends.cpu.arena import empty
+from minires.backends.cpu.conv import pack_transposed, weight_gradient_image
 from minires.backends.cpu.gather import GROUPS, gather_image, run_gather
 from minires.backends.cpu.geometry import choose_tiling, forward_gather, input_gradient_gather, round_up, weight_runs
 from minires.backends.cpu.host import lanes_of
-from minires.backends.cpu.images import copy_image, finish_gradient, load_gradient, load_normalised, scratch
-from minires.backends.cpu.moments import merge_moments, sum_partials, totals
+from minires.backends.cpu.images import (
+    PARTIAL_BYTES,
+    copy_image,
+    finish_gradient,
+    front_of,
+    load_gradient,
+    load_normalised,
+    partial_room,
+    scratch,
+    sums_room,
+    weight_room,
+)
+from minires.backends.cpu.moments import add_channel, add_row
 from minires.backends.cpu.simd import load, rectify, store, stream, where_positive
-from minires.backends.cpu.threads import claim, launch
+from minires.backends.cpu.threads import await_tasks, claim, claim_next, enter, launch, leave
 
 PLAIN = (1, 1)  # dilation
 
@@ -59,15 +70,14 @@ def conv2d_moments(x, prologue, weight, stride, padding):
     KH, KW, C, O = weight.shape
     if not divides(x, O) or (prologue is not None and not divides(x, C)):
         return composed.conv2d_moments(_PlainKernels, x, prologue, weight, stride, padding)
-    N = len(x)
     m = winograd_size(x.shape, x.dtype, O, (KH, KW), stride, padding, PLAIN)
-    plan = forward_gather(*x.shape[1:], O, lanes_of(x.dtype), (KH, KW), stride, padding, PLAIN)
-    means, squares = np.empty((2, N, O), x.dtype)
+    merged = np.empty((2, O), x.dtype)
     if m:
-        z = winograd.forward(m, x, prologue, weight, (means, squares))
+        z = winograd.forward(m, x, prologue, weight, merged)
     else:
-        z = run_gather(plan, x, weight.reshape(-1), O, prologue, (means, squares))
-    return z, *merge_moments(means, squares, np.full(N, z.shape[1] * z.shape[2]))
+        plan = forward_gather(*x.shape[1:], O, lanes_of(x.dtype), (KH, KW), stride, padding, PLAIN)
+        z = run_gather(plan, x, weight.reshape(-1), O, prologue, merged)
+    return z, merged[0], merged[1]
 
 
 def conv2d_bias_relu(x, weight, bias, residual, relu, stride, padding):
@@ -87,6 +97,7 @@ def conv2d_bias_relu(x, weight, bias, residual, relu, stride, padding):
 def _normalise_add_relu_kernel(lanes):
     @njit(nogil=True, cache=True)
     def normalise_add_relu(tasks, counter, thread, z, mean, scale, bias, residual, y):
+        enter(counter, thread)
         M, C = z.shape
         part = claim(counter)
         while part < tasks:
@@ -99,6 +110,7 @@ def _normalise_add_relu_kernel(lanes):
                         v = v + load(lanes, residual, i)
                     stream(y, i, rectify(v))
             part = claim(counter)
+        leave(counter, thread)
 
     return normalise_add_relu
 
@@ -117,22 +129,28 @@ def normalise_add_relu(z, prologue, residual):
 @cache
 def _add_relu_gradient_kernel(lanes):
     @njit(nogil=True, cache=True)
-    def add_relu_gradient(tasks, counter, thread, dy, y, z, mean, g, sums):
+    def add_relu_gradient(tasks, counter, thread, dy, y, z, mean, g, sums, total):
+        enter(counter, thread)
         M, C = z.shape
         part = claim(counter)
-        while part < tasks:
+        while part < norm.PARTS:
             start, end = part * M // norm.PARTS, (part + 1) * M // norm.PARTS
             for c in range(0, C, lanes):
                 m = load(lanes, mean, c)
-                total, product = m - m, m - m
+                added, product = m - m, m - m
                 for i in range(start * C + c, end * C + c, C):
                     v = where_positive(load(lanes, y, i), load(lanes, dy, i))
                     stream(g, i, v)
-                    total = total + v
+                    added = added + v
                     product = product + v * (load(lanes, z, i) - m)
-                store(sums, 2 * part * C + c, total)
+                store(sums, 2 * part * C + c, added)
                 store(sums, (2 * part + 1) * C + c, product)
-            part = claim(counter)
+            part = claim_next(counter)
+        await_tasks(counter, norm.PARTS)
+        while part < tasks:
+            add_channel(sums, part - norm.PARTS, total)
+            part = claim_next(counter)
+        leave(counter, thread)
 
     return add_relu_gradient
 
@@ -142,22 +160,24 @@ def add_relu_gradient(dy, y, z, mean):
     C = z.shape[3]
     if not divides(z, C):
         return composed.add_relu_gradient(_PlainKernels, dy, y, z, mean)
-    g, sums = empty(dy.shape, dy.dtype), np.empty((norm.PARTS, 2, C), dy.dtype)
-    launch(_add_relu_gradient_kernel(lanes_of(z.dtype)), norm.PARTS, z.size, norm.rows(dy), norm.rows(y), norm.rows(z),
-           np.ascontiguousarray(mean), norm.rows(g), sums)
-    return g, *totals(sums)
+    g, sums, total = empty(dy.shape, dy.dtype), np.empty((norm.PARTS, 2, C), dy.dtype), np.empty((2, C), dy.dtype)
+    launch(_add_relu_gradient_kernel(lanes_of(z.dtype)), norm.PARTS + C, z.size, norm.rows(dy), norm.rows(y), norm.rows(z),
+           np.ascontiguousarray(mean), norm.rows(g), sums, total)
+    return g, total[0], total[1]
 
 
 @cache
 def _unit_gradient_kernel(rows, across, vectors, weight_rows, weight_vectors, lanes):
     @njit(nogil=True, cache=True)
-    def unit_gradient(tasks, counter, t, g, z, normalisation, z_images, z_start, z_pitch, x, prologue, x_images, x_start,
-                      x_pitch, weight, phases, segments, residual, dx, sums, runs, run, step_row, step_column, partial):
+    def unit_gradient(tasks, counter, thread, g, z, normalisation, x, prologue, weight, residual, front, dx, total,
+                      dweight, adds, partial, sums, z_images, z_start, z_pitch, x_images, x_start, x_pitch, dx_images,
+                      phases, segments, runs, run, step_row, step_column):
+        enter(counter, thread)
         N, G, OH, O, H, WC, C = (g.shape[0], partial.shape[0], g.shape[1], normalisation[0].size, x.shape[1], x.shape[2],
                                  weight.shape[1])
-        z_image, x_image = z_images[t], x_images[t]
+        z_image, x_image, dx_image = z_images[thread], x_images[thread], dx_images[thread]
         k = claim(counter)
-        while k < tasks:
+        while k < G:
             partial[k] = 0
             for n in range(k * N // G, (k + 1) * N // G):
                 load_gradient(lanes, g, z, n, normalisation, z_image, z_start, z_pitch)
@@ -168,55 +188,93 @@ def _unit_gradient_kernel(rows, across, vectors, weight_rows, weight_vectors, la
                 weight_gradient_image(weight_rows, weight_vectors, lanes, x_image, z_image, z_start, z_pitch, partial[k], O,
                                       0, O, OH, g.shape[2] // O, runs, run, step_row, step_column)
                 if dx.size:
-                    gather_image(rows, across, vectors, lanes, z_image, weight.reshape(-1), dx, n * H * WC, C, 0, C, phases,
+                    gather_image(rows, across, vectors, lanes, z_image, weight.reshape(-1), dx_image, 0, C, 0, C, phases,
                                  segments, z_pitch, O)
-                    finish_gradient(lanes, dx, n * H * WC, x_image, x_start, x_pitch, x, prologue, H, WC, C, residual, sums,
-                                    n)
-            k = claim(counter)
+                    finish_gradient(lanes, dx_image, dx, n * H * WC, residual, x_image, x_start, x_pitch, front, H, WC, C,
+                                    sums, n)
+            k = claim_next(counter)
+        await_tasks(counter, G)
+        while k < tasks:
+            if k - G < dweight.shape[0]:
+                add_row(partial, k - G, run, dweight, adds)
+            else:
+                add_channel(sums, k - G - dweight.shape[0], total)
+            k = claim_next(counter)
+        leave(counter, thread)
 
     return unit_gradient
 
 
-def conv2d_unit_gradient(g, z, normalisation, x, prologue, weight, stride, padding, residual_gradient, need_dx):
-    """-> dx, dweight, sum(dx), sum(dx * (x - mean)): see composed."""
-    g, z, x, residual_gradient = contiguous((g, z, x, residual_gradient))
-    normalisation, prologue = contiguous(normalisation), contiguous(prologue)
-    KH, KW, C, O = weight.shape
-    N, H, W, _ = x.shape
-    lanes = lanes_of(x.dtype)
-    m = winograd_size(x.shape, x.dtype, O, (KH, KW), stride, padding, PLAIN)
-    if m:
-        dx, dweight, sums = winograd.unit_gradient(m, g, z, normalisation, x, prologue, flipped(weight), residual_gradient,
-                                                   need_dx)
-        return dx, dweight, *(totals(sums) if need_dx and prologue is not None else (None, None))
-    dweight = empty((KH * KW * C, O), x.dtype)
+@lru_cache(maxsize=128)
+def _unit_plan(shape, dtype, weight_shape, stride, padding, need_dx):
+    """(kernel, groups of images, taps in the order of the packed weights, the kernel's last arguments); None: no kernel."""
+    (N, H, W, C), (KH, KW, _, O), lanes = shape, weight_shape, lanes_of(dtype)
     groups = min(N, GROUPS)
-    if not divides(x, O) or (need_dx and not divides(x, C)) or groups * dweight.nbytes > conv.PARTIAL_BYTES:
-        return composed.conv2d_unit_gradient(_PlainKernels, g, z, normalisation, x, prologue, weight, stride, padding,
-                                             residual_gradient, need_dx)
-    nothing = np.empty(0, x.dtype)
+    if O % lanes or (need_dx and C % lanes) or groups * KH * KW * C * O * dtype.itemsize > PARTIAL_BYTES:
+        return None
     plan = input_gradient_gather(H, W, round_up(C, lanes), O, lanes, (KH, KW), stride, padding, PLAIN)
     z_pitch, x_pitch = plan.padded[1] * O, (W + 2 * padding[1]) * C
-    z_image = scratch((plan.low, plan.padded, *g.shape[1:]), plan.padded[0] * z_pitch, x.dtype)
-    x_image = scratch((padding, padding, H, W, C, "x"), (H + 2 * padding[0]) * x_pitch, x.dtype)
+    z_image = scratch((plan.low, plan.padded, H, W, O, stride), plan.padded[0] * z_pitch, dtype)
+    x_image = scratch((padding, padding, H, W, C, "x"), (H + 2 * padding[0]) * x_pitch, dtype)
     tiling = choose_tiling(O // lanes, 1, C * KW)
     runs, run = weight_runs((KH, KW), PLAIN, C, x_pitch)
-    partial = empty((groups, len(runs), round_up(run, tiling.rows), O), x.dtype)
-    dx = empty((N, H, W, C), x.dtype) if need_dx else nothing
-    sums = np.empty((N, 2, C), x.dtype)
-    packed = aligned(pack_transposed(weight, plan.taps, C)).reshape(-1, C) if need_dx else np.empty((0, C), x.dtype)
+    partial = partial_room((groups, len(runs), round_up(run, tiling.rows), O), dtype)
     kernel = _unit_gradient_kernel(*plan.tiling, tiling.rows, tiling.vectors, lanes)
-    launch(kernel, groups, 2 * g.size * len(dweight), g.reshape(N, g.shape[1], -1), z.reshape(N, g.shape[1], -1),
-           normalisation,
-           z_image, plan.low[0] * z_pitch + plan.low[1] * O, z_pitch,
-           x.reshape(N, H, -1), prologue or (nothing,) * 3,
-           x_image, padding[0] * x_pitch + padding[1] * C, x_pitch,
-           packed, plan.phases, plan.segments,
-           nothing if residual_gradient is None else residual_gradient.reshape(-1), dx.reshape(-1), sums,
-           runs, run, stride[0] * x_pitch, stride[1] * C, partial)
-    launch(sum_partials, len(dweight), partial.size, partial, run, dweight)
-    both = totals(sums) if need_dx and prologue is not None else (None, None)
-    return (dx if need_dx else None), dweight.reshape(KH, KW, C, O), *both
+    places = (partial, sums_room(N, C, dtype), z_image, plan.low[0] * z_pitch + plan.low[1] * O, z_pitch,
+              x_image, padding[0] * x_pitch + padding[1] * C, x_pitch, scratch("dx", H * W * C, dtype), plan.phases,
+              plan.segments, runs, run, stride[0] * x_pitch, stride[1] * C)
+    return kernel, groups, plan.taps, places
 
 
-batchnorm_coefficients = composed.batchnorm_coefficients
+def conv2d_unit_gradient(g, z, normalisation, x, prologue, weight, stride, padding, residual_gradient, need_dx, front=None,
+                         add_to=None):
+    """-> dx, dweight, sum(dx), sum(dx * (x - mean)): see composed."""
+    if add_to is not None and not add_to.flags.c_contiguous:
+        dx, dweight, *sums = conv2d_unit_gradient(g, z, normalisation, x, prologue, weight, stride, padding,
+                                                  residual_gradient, need_dx, front)
+        return dx, composed.added(add_to, dweight), *sums
+    g, z, x, residual_gradient = contiguous((g, z, x, residual_gradient))
+    normalisation, prologue, front = contiguous(normalisation), contiguous(prologue), contiguous(front)
+    (N, H, _, C), (KH, KW, _, O) = x.shape, weight.shape
+    m = winograd_size(x.shape, x.dtype, O, (KH, KW), stride, padding, PLAIN)
+    if m:
+        dx, dweight, total = winograd.unit_gradient(m, g, z, normalisation, x, prologue, weight if need_dx else None,
+                                                    residual_gradient, front, add_to)
+        return dx, dweight, *((None, None) if total is None else total)
+    plan = _unit_plan(x.shape, x.dtype, weight.shape, stride, padding, need_dx)
+    if plan is None:
+        return composed.conv2d_unit_gradient(_PlainKernels, g, z, normalisation, x, prologue, weight, stride, padding,
+                                             residual_gradient, need_dx, front, add_to)
+    kernel, groups, taps, places = plan
+    nothing, front = np.empty(0, x.dtype), front_of(x, prologue, front)
+    with_sums = need_dx and front[1].size > 0
+    dx = empty(x.shape, x.dtype) if need_dx else nothing
+    dweight, adds = weight_room(weight.shape, x.dtype, add_to)
+    total = np.empty((2, C), x.dtype)
+    packed = pack_transposed(weight, taps, C) if need_dx else np.empty((0, C), x.dtype)
+    launch(kernel, groups + KH * KW * C + (C if with_sums else 0), 2 * g.size * KH * KW * C, g.reshape(N, g.shape[1], -1),
+           z.reshape(N, g.shape[1], -1), normalisation, x.reshape(N, H, -1), prologue or (nothing,) * 3, packed,
+           nothing if residual_gradient is None else residual_gradient.reshape(-1), front, dx.reshape(-1), total,
+           dweight.reshape(-1, O), adds, *places)
+    return (dx if need_dx else None), None if adds else dweight, *(total if with_sums else (None, None))
+
+
+def batchnorm_coefficients(sum_g, sum_gx, var, weight, eps, count, add_to=(None, None)):
+    """(from_dy, from_x, constant), dweight and dbias: see composed."""
+    gradients = [np.zeros_like(var) if gradient is None else gradient for gradient in add_to]
+    factors = np.empty((3, len(var)), var.dtype)
+    _coefficients(sum_g, sum_gx, var, weight, eps, 0.0 if count is None else 1 / count, factors, *gradients)
+    return *factors, *(value if gradient is None else None for value, gradient in zip(gradients, add_to, strict=True))
+
+
+@njit(cache=True)
+def _coefficients(sum_g, sum_gx, var, weight, eps, part, factors, weight_gradient, bias_gradient):
+    """In one call what NumPy does in twenty, each of them slower than all of this (see threads.py)."""
+    for c in range(var.size):
+        inv_std = 1 / np.sqrt(np.float64(var[c]) + eps)
+        from_dy, dweight = weight[c] * inv_std, sum_gx[c] * inv_std
+        factors[0, c] = from_dy
+        factors[1, c] = -from_dy * inv_std * dweight * part
+        factors[2, c] = -from_dy * sum_g[c] * part
+        weight_gradient[c] += dweight
+        bias_gradient[c] += sum_g[c]

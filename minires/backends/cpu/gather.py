@@ -21,11 +21,11 @@ from numba import njit
 
 from minires.backends.cpu.arena import aligned, empty
 from minires.backends.cpu.host import lanes_of
-from minires.backends.cpu.images import copy_image, load_normalised, scratch
+from minires.backends.cpu.images import copy_image, load_normalised, moments_room, scratch
 from minires.backends.cpu.microkernel import tile
-from minires.backends.cpu.moments import moments
+from minires.backends.cpu.moments import merge_channel, moments
 from minires.backends.cpu.simd import load, rectify, store
-from minires.backends.cpu.threads import claim, launch
+from minires.backends.cpu.threads import await_tasks, claim, claim_next, enter, launch, leave
 
 GROUPS = 16  # parts of the work: a fixed number, whatever the threads, so that every sum has a fixed order
 
@@ -51,68 +51,83 @@ def gather_image(ROWS, ACROSS, VECTORS, LANES, image, weight, y, target, out_cha
 
 
 @njit
-def finish(LANES, y, start, pixels, channels, bias, residual, relu):
-    """The inference epilogue of one image: y = relu(y + bias + residual)."""
+def finish(LANES, image, at, y, target, pixels, channels, bias, residual, relu):
+    """One image of y, from `target` on: relu(image + bias + residual), or what of it is asked for."""
     for c in range(0, channels, LANES):
-        b = load(LANES, bias, c)
-        for i in range(start + c, start + c + pixels * channels, channels):
-            v = load(LANES, y, i) + b
+        for i in range(c, c + pixels * channels, channels):
+            v = load(LANES, image, at + i)
+            if bias.size:
+                v = v + load(LANES, bias, c)
             if residual.size:
-                v = v + load(LANES, residual, i)
+                v = v + load(LANES, residual, target + i)
             if relu:
                 v = rectify(v)
-            store(y, i, v)
+            store(y, target + i, v)
 
 
 @cache
 def gather_kernel(rows, across, vectors, lanes):
-    """The kernel over a batch for one tiling. Its empty arrays switch off what they are for."""
+    """The kernel over a batch for one tiling: images are convolved, moments are merged (one task a channel).
+
+    Its empty arrays switch off what they are for.
+    """
     block = vectors * lanes
 
     @njit(nogil=True, cache=True)
-    def gather(tasks, counter, thread, x, prologue, weight, y, means, squares, bias, residual, relu, images,
-               phases, segments, start, pitch, step_row, step_column, slices):
+    def gather(tasks, counter, thread, x, prologue, weight, y, merged, bias, residual, relu, means, squares, counts, images,
+               outs, phases, segments, start, pitch, step_row, step_column, slices):
+        enter(counter, thread)
         pixels, out_channels, flat, image = y.shape[1], y.shape[2], y.reshape(-1), images[thread]
         per_slice = -(-(out_channels // block) // slices) * block
+        convolved = x.shape[0] * slices
         task = claim(counter)
-        while task < tasks:
+        while task < convolved:
             n, part = task // slices, task % slices
             target = n * pixels * out_channels
             if prologue[0].size:
                 load_normalised(lanes, x, n, prologue, image, start, pitch)
             else:
                 copy_image(x, n, image, start, pitch)
-            gather_image(rows, across, vectors, lanes, image, weight, flat, target, out_channels, part * per_slice,
+            out, at = (outs[thread], 0) if merged.size else (flat, target)
+            gather_image(rows, across, vectors, lanes, image, weight, out, at, out_channels, part * per_slice,
                          min((part + 1) * per_slice, out_channels), phases, segments, step_row, step_column)
-            if means.size:
-                moments(lanes, flat.reshape(-1, out_channels), n * pixels, (n + 1) * pixels, means, squares, n)
+            if merged.size:
+                moments(lanes, out, 0, pixels, means, squares, n, flat, target)
             if bias.size:
-                finish(lanes, flat, target, pixels, out_channels, bias, residual, relu)
-            task = claim(counter)
+                finish(lanes, flat, target, flat, target, pixels, out_channels, bias, residual, relu)
+            task = claim_next(counter)
+        await_tasks(counter, convolved)
+        while task < tasks:
+            merge_channel(means, squares, counts, task - convolved, merged)
+            task = claim_next(counter)
+        leave(counter, thread)
 
     return gather
 
 
-def run_gather(plan, x, weight, out_channels, prologue=None, moments_out=None, epilogue=None):
+def run_gather(plan, x, weight, out_channels, prologue=None, merged=None, epilogue=None):
     """Run a Gather on x: (N, H, W, C) with packed weights; -> (N, out rows, out columns, out_channels).
 
     prologue: (mean, scale, bias), each (C,): read relu((x - mean) * scale + bias) in place of x.
-    moments_out: (means, squares), each (N, out_channels), to be filled for each image of y.
+    merged: (2, out_channels), to be filled with mean and biased variance of y's channels.
     epilogue: (bias, residual or None, relu): y = relu(y + bias + residual).
     """
     N, H, W, C = x.shape
     lanes, nothing = lanes_of(x.dtype), np.empty(0, x.dtype)
-    y = empty((N, plan.out_size[0] * plan.out_size[1], out_channels), x.dtype)
+    pixels = plan.out_size[0] * plan.out_size[1]
+    y = empty((N, pixels, out_channels), x.dtype)
     pitch = plan.padded[1] * C
     image = scratch((plan.low, plan.padded, H, W, C), plan.padded[0] * pitch, x.dtype)
     blocks = out_channels // (plan.tiling.vectors * lanes)
-    whole = moments_out is not None or epilogue is not None  # they want all channels of an image in one task
+    whole = merged is not None or epilogue is not None  # they want all channels of an image in one task
     slices = 1 if N >= GROUPS or whole else min(blocks, -(-GROUPS // N))
     weight = aligned(weight)
+    merged = nothing.reshape(0, 0) if merged is None else merged
     bias, residual, relu = epilogue or (nothing, None, False)
     kernel = gather_kernel(*plan.tiling, lanes)
-    launch(kernel, N * slices, y.size * weight.size // out_channels, x.reshape(N, H, W * C),
-           prologue or (nothing,) * 3, weight, y, *(moments_out or (nothing.reshape(0, 0),) * 2), bias,
-           nothing if residual is None else residual.reshape(-1), relu, image, plan.phases, plan.segments,
+    launch(kernel, N * slices + merged.shape[1], y.size * weight.size // out_channels, x.reshape(N, H, W * C),
+           prologue or (nothing,) * 3, weight, y, merged, bias, nothing if residual is None else residual.reshape(-1), relu,
+           *moments_room(N if merged.size else 0, pixels, out_channels, x.dtype), image,
+           scratch("out", pixels * out_channels if merged.size else 0, x.dtype), plan.phases, plan.segments,
            plan.low[0] * pitch + plan.low[1] * C, pitch, plan.step[0] * pitch, plan.step[1] * C, slices)
     return y.reshape(N, *plan.out_size, out_channels)

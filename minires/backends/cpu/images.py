@@ -6,14 +6,17 @@ that stand before a convolution (so their output is never stored), or the gradie
 
 The functions are inlined into the kernels that call them; LANES, the vector width, must divide the channels.
 """
+import math
 from functools import lru_cache
 
+import numpy as np
 from numba import njit
 
-from minires.backends.cpu.arena import aligned_zeros
-from minires.backends.cpu.simd import load, rectify, store, where_positive
+from minires.backends.cpu.arena import aligned_zeros, empty
+from minires.backends.cpu.simd import is_far, load, put, rectify, store, where_positive
 from minires.backends.cpu.threads import MOST_THREADS
 
+PARTIAL_BYTES = 1 << 24  # all partial weight gradients of one convolution together stay below this, if the shape allows it
 SLACK = 64  # elements behind the padded image that a last tile of taps may read and ignore
 
 
@@ -23,6 +26,31 @@ def scratch(layout, size, dtype):
     row = -(-(size + SLACK) // SLACK) * SLACK
     # Kept for good, so not from the arena, whose free pieces it would part; its zero pages cost nothing until written.
     return aligned_zeros((MOST_THREADS, row), dtype)
+
+
+def moments_room(N, pixels, channels, dtype):
+    """Where a kernel keeps the mean, the sum of squares about it, and the count of each image: (N, C), (N, C), (N,).
+
+    One for all layers of a size, as what follows: a kernel merges them before it ends.
+    """
+    means, squares = scratch("moments", 2 * N * channels, dtype)[0, :2 * N * channels].reshape(2, N, channels)
+    return means, squares, np.full(N, pixels)
+
+
+def sums_room(N, channels, dtype):
+    """Where a kernel keeps the two sums of each image, (N, 2, C)."""
+    return scratch("sums", 2 * N * channels, dtype)[0, :2 * N * channels].reshape(N, 2, channels)
+
+
+def weight_room(shape, dtype, add_to):
+    """Where a kernel puts a weight's gradient, and whether it adds to what is there."""
+    return (empty(shape, dtype), False) if add_to is None else (add_to, True)
+
+
+def partial_room(shape, dtype):
+    """Where a kernel keeps partial weight gradients; one for all layers, unless it is large."""
+    size, room = math.prod(shape), PARTIAL_BYTES // dtype.itemsize
+    return scratch("partial", room, dtype)[0, :size].reshape(shape) if size <= room else empty(shape, dtype)
 
 
 @njit(cache=True)
@@ -63,27 +91,43 @@ def load_gradient(LANES, g, z, n, normalisation, image, start, pitch):
 
 
 @njit
-def mask_and_sum(LANES, dx, start, a, a_start, a_pitch, x, mean, height, row, C, sums, part):
-    """dx = dx where a > 0, and its sums, for one image of `height` rows of `row` elements."""
+def mask_and_sum(LANES, image, dx, start, residual, a, a_start, a_pitch, z, mean, height, row, C, sums, part):
+    """dx = image + residual where a > 0, sum(dx) and sum(dx * (z - mean)), of `height` rows of `row` elements."""
+    far = is_far(dx)
     for c in range(0, C, LANES):
         m = load(LANES, mean, c)
         total, product = m - m, m - m
         for h in range(height):
             for i in range(c, row, C):
                 at = start + h * row + i
-                v = where_positive(load(LANES, a, a_start + h * a_pitch + i), load(LANES, dx, at))
-                store(dx, at, v)
+                v = load(LANES, image, h * row + i)
+                if residual.size:
+                    v = v + load(LANES, residual, at)
+                v = where_positive(load(LANES, a, a_start + h * a_pitch + i), v)
+                put(dx, at, v, far)
                 total = total + v
-                product = product + v * (load(LANES, x, at) - m)
+                product = product + v * (load(LANES, z, at) - m)
         store(sums, 2 * part * C + c, total)
         store(sums, (2 * part + 1) * C + c, product)
 
 
+def front_of(x, prologue, front):
+    """(z, mean) of the normalisation in front of a convolution, empty arrays where its gradient is not asked for."""
+    if prologue is not None:
+        return x, prologue[0]
+    return front or (x[:0], np.empty(0, x.dtype))
+
+
 @njit
-def finish_gradient(LANES, dx, start, a, a_start, a_pitch, x, prologue, height, row, C, residual, sums, part):
-    """What follows one image's dx: with a prologue `mask_and_sum`, else dx += residual, if there is one."""
-    if prologue[0].size:
-        mask_and_sum(LANES, dx, start, a, a_start, a_pitch, x, prologue[0], height, row, C, sums, part)
-    elif residual.size:
-        for i in range(start, start + height * row, LANES):
-            store(dx, i, load(LANES, dx, i) + load(LANES, residual, i))
+def finish_gradient(LANES, image, dx, start, residual, a, a_start, a_pitch, front, height, row, C, sums, part):
+    """From scratch to memory, one image's dx: with a front (z, mean) `mask_and_sum`, else plus residual, if there is one."""
+    z, mean = front
+    if mean.size:
+        mask_and_sum(LANES, image, dx, start, residual, a, a_start, a_pitch, z, mean, height, row, C, sums, part)
+    else:
+        far = is_far(dx)
+        for i in range(0, height * row, LANES):
+            v = load(LANES, image, i)
+            if residual.size:
+                v = v + load(LANES, residual, start + i)
+            put(dx, start + i, v, far)

@@ -6,8 +6,7 @@ import numpy as np
 from numba import njit
 
 from minires.backends.cpu.host import lanes_of
-from minires.backends.cpu.simd import load, splat, store
-from minires.backends.cpu.threads import claim
+from minires.backends.cpu.simd import is_far, load, put, splat, store
 
 
 def channel_lanes(channels, dtype):
@@ -19,21 +18,30 @@ def channel_lanes(channels, dtype):
 
 
 @njit
-def moments(LANES, x, start, end, means, squares, part):
-    """means[part], squares[part]: mean and sum of squares about it of rows start .. end of x: (..., C)."""
-    C = x.shape[-1]
+def moments(LANES, x, start, end, means, squares, part, y, target):
+    """means[part], squares[part]: mean and sum of squares about it of rows start .. end of x: (..., C).
+
+    On the way the rows are stored to y from `target` on, if y has any elements.
+    """
+    C, far = means.shape[1], is_far(y)
     for c0 in range(0, C, LANES):
         c = min(c0, C - LANES)
         pivot = load(LANES, x, start * C + c)
         total, square = pivot - pivot, pivot - pivot
         total_odd, square_odd = total, square  # two chains each, since an addition takes several cycles
         for row in range(start, end - 1, 2):
-            v = load(LANES, x, row * C + c) - pivot
+            even, odd = load(LANES, x, row * C + c), load(LANES, x, row * C + C + c)
+            if y.size:
+                put(y, target + (row - start) * C + c, even, far)
+                put(y, target + (row - start) * C + C + c, odd, far)
+            v, w = even - pivot, odd - pivot
             total, square = total + v, square + v * v
-            v = load(LANES, x, row * C + C + c) - pivot
-            total_odd, square_odd = total_odd + v, square_odd + v * v
+            total_odd, square_odd = total_odd + w, square_odd + w * w
         if (end - start) % 2:
-            v = load(LANES, x, (end - 1) * C + c) - pivot
+            last = load(LANES, x, (end - 1) * C + c)
+            if y.size:
+                put(y, target + (end - 1 - start) * C + c, last, far)
+            v = last - pivot
             total, square = total + v, square + v * v
         total, square = total + total_odd, square + square_odd
         mean = total * splat(LANES, x.dtype.type(1 / (end - start)))
@@ -47,50 +55,50 @@ def merge_moments(means, squares, counts):
     means, squares: (P, C), counts: (P,). var = (sum of squares + sum of counts * (part's mean - mean)^2) / count
     (Chan, Golub & LeVeque 1983), in float64.
     """
-    mean, var = np.empty((2, means.shape[1]), means.dtype)
-    _merge(means, squares, counts, mean, var)
-    return mean, var
+    merged = np.empty((2, means.shape[1]), means.dtype)
+    _merge(means, squares, counts, merged)
+    return merged[0], merged[1]
 
 
 @njit(cache=True)
-def _merge(means, squares, counts, mean, var):
-    count = counts.sum()
+def _merge(means, squares, counts, merged):
     for c in range(means.shape[1]):
-        total, square = 0.0, 0.0
-        for part in range(means.shape[0]):
-            total += counts[part] * np.float64(means[part, c])
-        centre = total / count
-        for part in range(means.shape[0]):
-            square += squares[part, c] + counts[part] * (means[part, c] - centre) ** 2
-        mean[c] = centre
-        var[c] = square / count
-
-
-def totals(sums):
-    """The sums of P parts, added in order and in float64: (P, 2, C) -> (2, C)."""
-    out = np.empty(sums.shape[1:], sums.dtype)
-    _total(sums, out)
-    return out
+        merge_channel(means, squares, counts, c, merged)
 
 
 @njit(cache=True)
-def _total(sums, out):
-    for kind in range(sums.shape[1]):
-        for c in range(sums.shape[2]):
-            total = 0.0
-            for part in range(sums.shape[0]):
-                total += sums[part, kind, c]
-            out[kind, c] = total
+def merge_channel(means, squares, counts, c, merged):
+    """merged[:, c] = mean and variance of channel c as `merge_moments` has them."""
+    total, square, count = 0.0, 0.0, counts.sum()
+    for part in range(means.shape[0]):
+        total += counts[part] * np.float64(means[part, c])
+    centre = total / count
+    for part in range(means.shape[0]):
+        square += squares[part, c] + counts[part] * (means[part, c] - centre) ** 2
+    merged[0, c] = centre
+    merged[1, c] = square / count
 
 
-@njit(nogil=True, cache=True)
-def sum_partials(tasks, counter, thread, partial, run, dweight):
-    """dweight[row] = the sum over the groups, in order, for some rows. partial: (G, runs, padded run, O)."""
-    row = claim(counter)
-    while row < tasks:
-        for o in range(partial.shape[3]):
-            dweight[row, o] = partial[0, row // run, row % run, o]
-        for g in range(1, partial.shape[0]):
-            for o in range(partial.shape[3]):
-                dweight[row, o] += partial[g, row // run, row % run, o]
-        row = claim(counter)
+@njit(cache=True)
+def add_channel(sums, c, total):
+    """total[:, c] = the sums of all parts, added in order and in float64. sums: (P, 2, C), total: (2, C)."""
+    first, second = 0.0, 0.0
+    for part in range(sums.shape[0]):
+        first += sums[part, 0, c]
+        second += sums[part, 1, c]
+    total[0, c], total[1, c] = first, second
+
+
+@njit(cache=True)
+def add_row(partial, row, run, dweight, adds):
+    """dweight[row] = or, with `adds`, += the sum over the groups, in order.
+
+    partial: (G, runs, padded run, O), dweight: (runs * run, O).
+    """
+    r, k, O = row // run, row % run, dweight.shape[1]
+    total = partial[0, r, k]
+    for g in range(1, partial.shape[0]):
+        for o in range(O):
+            total[o] += partial[g, r, k, o]
+    for o in range(O):
+        dweight[row, o] = dweight[row, o] + total[o] if adds else total[o]

@@ -14,7 +14,7 @@ from minires.backends.composed import batchnorm_coefficients
 from minires.backends.cpu.arena import empty
 from minires.backends.cpu.moments import channel_lanes, merge_moments, moments
 from minires.backends.cpu.simd import load, store
-from minires.backends.cpu.threads import claim, launch
+from minires.backends.cpu.threads import claim, enter, launch, leave
 
 PARTS = 64
 
@@ -23,13 +23,15 @@ PARTS = 64
 def _batch_moments_kernel(lanes):
     @njit(nogil=True, cache=True)
     def batch_moments(tasks, counter, thread, x, means, squares):
+        enter(counter, thread)
         M = x.shape[0]
         part = claim(counter)
         while part < tasks:
             start, end = part * M // PARTS, (part + 1) * M // PARTS
             if start < end:
-                moments(lanes, x, start, end, means, squares, part)
+                moments(lanes, x, start, end, means, squares, part, x[:0], 0)
             part = claim(counter)
+        leave(counter, thread)
 
     return batch_moments
 
@@ -38,6 +40,7 @@ def _batch_moments_kernel(lanes):
 def _apply_kernel(lanes):
     @njit(nogil=True, cache=True)
     def apply(tasks, counter, thread, x, mean, scale, bias, y):
+        enter(counter, thread)
         M, C = x.shape
         part = claim(counter)
         while part < tasks:
@@ -47,6 +50,7 @@ def _apply_kernel(lanes):
                     v = (load(lanes, x, row * C + c) - load(lanes, mean, c)) * load(lanes, scale, c)
                     store(y, row * C + c, v + load(lanes, bias, c))
             part = claim(counter)
+        leave(counter, thread)
 
     return apply
 
@@ -55,6 +59,7 @@ def _apply_kernel(lanes):
 def _gradient_sums_kernel(lanes):
     @njit(nogil=True, cache=True)
     def gradient_sums(tasks, counter, thread, dy, x, mean, sums):
+        enter(counter, thread)
         M, C = x.shape
         part = claim(counter)
         while part < tasks:
@@ -70,6 +75,7 @@ def _gradient_sums_kernel(lanes):
                 store(sums, (2 * part) * C + c, total)
                 store(sums, (2 * part + 1) * C + c, product)
             part = claim(counter)
+        leave(counter, thread)
 
     return gradient_sums
 
@@ -78,6 +84,7 @@ def _gradient_sums_kernel(lanes):
 def _gradient_kernel(lanes):
     @njit(nogil=True, cache=True)
     def gradient(tasks, counter, thread, dy, x, mean, from_dy, from_x, constant, dx):
+        enter(counter, thread)
         M, C = x.shape
         part = claim(counter)
         while part < tasks:
@@ -88,6 +95,7 @@ def _gradient_kernel(lanes):
                     v = load(lanes, dy, row * C + c) * load(lanes, from_dy, c) + v
                     store(dx, row * C + c, v + load(lanes, constant, c))
             part = claim(counter)
+        leave(counter, thread)
 
     return gradient
 
@@ -133,6 +141,7 @@ def batchnorm_backward(dy, x, mean, var, weight, eps, batch_statistics):
 
 @njit(nogil=True, cache=True)
 def _channel_sums(tasks, counter, thread, dy, sums):
+    enter(counter, thread)
     M, C = dy.shape
     part = claim(counter)
     while part < tasks:
@@ -141,6 +150,7 @@ def _channel_sums(tasks, counter, thread, dy, sums):
             for c in range(C):
                 sums[part, c] += dy[row, c]
         part = claim(counter)
+    leave(counter, thread)
 
 
 def channel_sum(dy):
@@ -152,6 +162,7 @@ def channel_sum(dy):
 
 @njit(nogil=True, cache=True)
 def _layernorm(tasks, counter, thread, x, weight, bias, eps, y, mean, var):
+    enter(counter, thread)
     M, C = x.shape
     part = claim(counter)
     while part < tasks:
@@ -168,10 +179,12 @@ def _layernorm(tasks, counter, thread, x, weight, bias, eps, y, mean, var):
             for c in range(C):
                 y[row, c] = weight[c] * ((x[row, c] - mean[row]) * inv_std) + bias[c]
         part = claim(counter)
+    leave(counter, thread)
 
 
 @njit(nogil=True, cache=True)
 def _layernorm_gradient(tasks, counter, thread, dy, x, mean, var, weight, eps, dx, dweight, dbias):
+    enter(counter, thread)
     M, C = x.shape
     part = claim(counter)
     while part < tasks:
@@ -191,6 +204,7 @@ def _layernorm_gradient(tasks, counter, thread, dy, x, mean, var, weight, eps, d
                 x_hat = (x[row, c] - mean[row]) * inv_std
                 dx[row, c] = inv_std * (weight[c] * dy[row, c] - g_sum / C - x_hat * g_x_sum / C)
         part = claim(counter)
+    leave(counter, thread)
 
 
 def layernorm_forward(x, weight, bias, eps):

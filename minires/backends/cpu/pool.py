@@ -7,12 +7,13 @@ import numpy as np
 from numba import njit
 
 from minires.backends.cpu.arena import empty
-from minires.backends.cpu.threads import claim, launch
+from minires.backends.cpu.threads import claim, enter, launch, leave
 from minires.backends.reference import output_size
 
 
 @njit(nogil=True, cache=True)
 def _maxpool(tasks, counter, thread, x, y, argmax, kernel, stride, padding, dilation):
+    enter(counter, thread)
     N, H, W, C = x.shape
     n = claim(counter)
     while n < tasks:
@@ -35,10 +36,12 @@ def _maxpool(tasks, counter, thread, x, y, argmax, kernel, stride, padding, dila
                                 y[n, oh, ow, c] = v
                                 argmax[n, oh, ow, c] = i * kernel[1] + j
         n = claim(counter)
+    leave(counter, thread)
 
 
 @njit(nogil=True, cache=True)
 def _maxpool_gradient(tasks, counter, thread, dy, argmax, dx, kernel, stride, padding, dilation):
+    enter(counter, thread)
     N, OH, OW, C = dy.shape
     n = claim(counter)
     while n < tasks:
@@ -50,10 +53,12 @@ def _maxpool_gradient(tasks, counter, thread, dy, argmax, dx, kernel, stride, pa
                     dx[n, oh * stride[0] - padding[0] + i * dilation[0],
                        ow * stride[1] - padding[1] + j * dilation[1], c] += dy[n, oh, ow, c]
         n = claim(counter)
+    leave(counter, thread)
 
 
 @njit(nogil=True, cache=True)
 def _avgpool(tasks, counter, thread, x, y, kernel, stride, padding):
+    enter(counter, thread)
     N, H, W, C = x.shape
     n = claim(counter)
     while n < tasks:
@@ -67,10 +72,12 @@ def _avgpool(tasks, counter, thread, x, y, kernel, stride, padding):
                 for c in range(C):
                     y[n, oh, ow, c] /= kernel[0] * kernel[1]
         n = claim(counter)
+    leave(counter, thread)
 
 
 @njit(nogil=True, cache=True)
 def _avgpool_gradient(tasks, counter, thread, dy, dx, kernel, stride, padding):
+    enter(counter, thread)
     N, H, W, C = dx.shape
     n = claim(counter)
     while n < tasks:
@@ -82,6 +89,7 @@ def _avgpool_gradient(tasks, counter, thread, dy, dx, kernel, stride, padding):
                         for c in range(C):
                             dx[n, h, w, c] += dy[n, oh, ow, c] / (kernel[0] * kernel[1])
         n = claim(counter)
+    leave(counter, thread)
 
 
 def _out_shape(x, kernel_size, stride, padding, dilation):
@@ -123,6 +131,7 @@ def avgpool2d_backward(dy, x_shape, kernel_size, stride, padding):
 
 @njit(nogil=True, cache=True)
 def _global_mean(tasks, counter, thread, x, y):
+    enter(counter, thread)
     N, P, C = x.shape
     n = claim(counter)
     while n < tasks:
@@ -133,10 +142,12 @@ def _global_mean(tasks, counter, thread, x, y):
         for c in range(C):
             y[n, c] /= P
         n = claim(counter)
+    leave(counter, thread)
 
 
 @njit(nogil=True, cache=True)
 def _spread(tasks, counter, thread, dy, dx):
+    enter(counter, thread)
     N, P, C = dx.shape
     n = claim(counter)
     while n < tasks:
@@ -144,6 +155,7 @@ def _spread(tasks, counter, thread, dy, dx):
             for c in range(C):
                 dx[n, p, c] = dy[n, c] / P
         n = claim(counter)
+    leave(counter, thread)
 
 
 def global_avgpool_forward(x):
@@ -164,6 +176,7 @@ def global_avgpool_backward(dy, x_shape):
 
 @njit(nogil=True, cache=True)
 def _pad_shortcut(tasks, counter, thread, x, y, before, stride):
+    enter(counter, thread)
     N, OH, OW, O = y.shape
     n = claim(counter)
     while n < tasks:
@@ -174,10 +187,12 @@ def _pad_shortcut(tasks, counter, thread, x, y, before, stride):
                 for c in range(x.shape[3]):
                     y[n, oh, ow, before + c] = x[n, oh * stride[0], ow * stride[1], c]
         n = claim(counter)
+    leave(counter, thread)
 
 
 @njit(nogil=True, cache=True)
 def _pad_shortcut_gradient(tasks, counter, thread, dy, dx, before, stride):
+    enter(counter, thread)
     N, H, W, C = dx.shape
     n = claim(counter)
     while n < tasks:
@@ -187,6 +202,7 @@ def _pad_shortcut_gradient(tasks, counter, thread, dy, dx, before, stride):
                 for c in range(C):
                     dx[n, oh * stride[0], ow * stride[1], c] = dy[n, oh, ow, before + c]
         n = claim(counter)
+    leave(counter, thread)
 
 
 def pad_shortcut_forward(x, out_channels, stride):

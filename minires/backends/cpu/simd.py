@@ -4,6 +4,7 @@
     v = splat(LANES, number)             one number in all lanes
     store(y, offset, a * b + v * 4)      + - * on vectors are operations on all lanes; * takes a number too
     stream(y, offset, v)                 store to memory that is not read soon; offset a multiple of the vector, y aligned
+    put(y, offset, v, is_far(y))         one or the other, by the size of y
     v = rectify(v)                       max(v, 0); a NaN stays one
     v = where_positive(y, v)             v where y > 0, else 0
     v = sqrt(v)
@@ -14,12 +15,13 @@ wait for it; with these values they stay in registers.
 import operator
 
 from llvmlite import ir
-from numba import types
+from numba import njit, types
 from numba.core import cgutils
 from numba.core.datamodel import models
 from numba.extending import intrinsic, overload, register_model
 
 I32 = ir.IntType(32)
+FAR_BYTES = 1 << 20  # of a result: larger ones have left the core's own caches before they are read again
 
 
 class VectorType(types.Type):
@@ -179,3 +181,18 @@ def sqrt(typingctx, v):
         return builder.call(function, args)
 
     return v(v), codegen
+
+
+@njit
+def is_far(array):
+    """Whether an array is to be stored past the caches, which then keep what is read again, and read no line to lose it."""
+    return array.size * array.itemsize > FAR_BYTES
+
+
+@njit
+def put(array, offset, v, far):
+    """Store a vector: past the caches if `far`."""
+    if far:
+        stream(array, offset, v)
+    else:
+        store(array, offset, v)

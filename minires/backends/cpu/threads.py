@@ -2,22 +2,36 @@
 
     launch(kernel, tasks, work, *arguments)
 
-calls kernel(tasks, counter, thread, *arguments) in several threads at once, `thread` telling them apart (kernels are
-compiled by Numba with `nogil=True`). Each takes the next task that nobody has from `counter`, an atomic one, until none is
-left:
+calls kernel(tasks, counter, thread, *arguments), compiled by Numba with `nogil=True`, which runs in several threads at once:
 
+    enter(counter, thread)               # the other threads enter here too, with their number as `thread`; the caller's is 0
     task = claim(counter)
     while task < tasks:
         ...
         task = claim(counter)
+    leave(counter, thread)               # the caller waits until the others are out
 
-so a thread that the system starts late, or slows down, holds nobody up. What a task computes never depends on who runs it:
-results are the same bits for any number of threads. Numba's own `prange` would share work out as well, but it compiles every
-kernel three times over, and the first training step of a new machine waits for the compiler.
+Each takes the next task that nobody has, from an atomic counter, until none is left, so a thread that the system starts
+late, or slows down, holds nobody up. What a task computes never depends on who runs it: results are the same bits for any
+number of threads. A kernel may have phases, of which each reads what the one before wrote (transform weights, convolve, add
+up partial sums):
 
-A training step is a hundred launches of half a millisecond, and waking a sleeping thread takes a tenth of that. So a thread
-that has nothing to do looks for work in memory for a moment (`SPINS`) before it sleeps, without Python's lock. It is let
-go only when the caller's kernel claims its first task, since by then the caller has given up the lock that the other needs.
+    while task < first:
+        ...
+        task = claim_next(counter)       # and the task before is done
+    await_tasks(counter, first)          # until all of them are done, whoever runs them
+    while task < tasks:
+        ...
+
+A training step is some sixty launches of a millisecond, and between two of them the caches hold what the kernel left there,
+not Python: what takes Python 10 microseconds in a loop takes it 60 then. So the threads meet once a kernel and not once a
+phase, and only the caller's thread comes back to Python: the others look for the next kernel in memory, without Python's
+lock, and sleep when none came for a moment (`SPINS`). Numba's own `prange` would share work out as well, but it compiles
+every kernel three times over, and the first training step of a new machine waits for the compiler.
+
+How the others enter: `enter` writes all arguments of the function that it stands in, and the address of a function that
+calls it with them and another `thread`, into the counter's memory, and opens its gate; `leave` closes it and waits for those
+inside.
 """
 import os
 import platform
@@ -31,40 +45,47 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 SMALL = 1 << 16  # operations: below, handing work to another thread takes longer than doing it
-SPINS = 5000  # looks before a thread sleeps, about 0.1 ms
-CLAIMED, LAUNCH, FINISHED, WORDS = 0, 8, 16, 24  # places in a pool's state, a cache line apart from each other
+SPINS = 20000  # looks before a thread sleeps, about 0.4 ms
+# Places in a counter, in 8 bytes; those that several threads write are a cache line apart. GATE: kernels so far * KERNEL,
+# + CLOSED, + threads that entered. ARGUMENTS: where the kernel's begin.
+CLAIMED, DONE, FINISHED, GATE, THREADS, FAILED, ENTRY, ARGUMENTS, WORDS = 0, 8, 16, 24, 32, 33, 34, 40, 1024
+CLOSED, KERNEL = 1 << 15, 1 << 16
+I32, I64 = ir.IntType(32), ir.IntType(64)
 
 
-def _pointer(context, builder, kind, array, index):
-    return builder.gep(context.make_array(kind)(context, builder, array).data, [ir.Constant(ir.IntType(64), index)])
+def _pointer(context, builder, state, index):
+    """The address of a place; state: the array type and its value."""
+    return builder.gep(context.make_array(state[0])(context, builder, state[1]).data, [I64(index)])
 
 
-def _adding(index, order):
+def _changing(operation, index, order, number):
+    """An intrinsic: add `number` to a place (or another operation), all at once, and return what was there."""
     @intrinsic
-    def add_one(typingctx, state):
+    def change(typingctx, state):
         def codegen(context, builder, sig, args):
-            return builder.atomic_rmw("add", _pointer(context, builder, state, args[0], index),
-                                      ir.Constant(ir.IntType(64), 1), order)
+            return builder.atomic_rmw(operation, _pointer(context, builder, (state, args[0]), index), I64(number), order)
 
         return types.int64(state), codegen
 
-    return add_one
+    return change
 
 
 def _reading(index):
     @intrinsic
     def read(typingctx, state):
         def codegen(context, builder, sig, args):
-            return builder.load_atomic(_pointer(context, builder, state, args[0], index), "acquire", 8)
+            return builder.load_atomic(_pointer(context, builder, (state, args[0]), index), "acquire", 8)
 
         return types.int64(state), codegen
 
     return read
 
 
-claim = _adding(CLAIMED, "monotonic")  # the number of the next task that nobody has
-_finished = _adding(FINISHED, "release")
-_claimed, _launch, _done = _reading(CLAIMED), _reading(LAUNCH), _reading(FINISHED)
+claim = _changing("add", CLAIMED, "monotonic", 1)  # the number of the next task that nobody has
+_task_done, _finished = _changing("add", DONE, "release", 1), _changing("add", FINISHED, "release", 1)
+_close = _changing("or", GATE, "acq_rel", CLOSED)
+_done, _finishers, _gate, _failed = _reading(DONE), _reading(FINISHED), _reading(GATE), _reading(FAILED)
+_yield_core = types.ExternalFunction("sched_yield", types.int32())
 
 
 @intrinsic
@@ -79,23 +100,118 @@ def _pause(typingctx):
     return types.void(), codegen
 
 
-@njit(nogil=True, cache=True)
-def _await_launch(state, last):
-    """Say that this thread is done with launch `last`, and look for the next one."""
-    _finished(state)
-    for _ in range(SPINS):
-        if _launch(state) != last and _claimed(state) > 0:
-            break
+@intrinsic
+def enter(typingctx, counter, thread):
+    """In thread 0: tasks begin at 0, and the other threads may enter the kernel that calls this. In others nothing."""
+    def codegen(context, builder, sig, args):
+        state, kernel = (counter, args[0]), builder.function
+        with builder.if_then(builder.icmp_signed("==", args[1], I64(0))):
+            for place in (CLAIMED, DONE, FINISHED):
+                builder.store(I64(0), _pointer(context, builder, state, place))
+            threads = builder.load(_pointer(context, builder, state, THREADS))
+            with builder.if_then(builder.icmp_signed(">", threads, I64(1))):
+                kind = ir.LiteralStructType([argument.type for argument in kernel.args])
+                if context.get_abi_sizeof(kind) > 8 * (WORDS - ARGUMENTS):
+                    raise NotImplementedError(f"{kernel.name} has too many arguments: raise WORDS in threads.py")
+                frame = builder.bitcast(_pointer(context, builder, state, ARGUMENTS), kind.as_pointer())
+                for index, argument in enumerate(kernel.args):
+                    builder.store(argument, builder.gep(frame, [I32(0), I32(index)]), align=1)
+                entry = builder.ptrtoint(_entry(kernel, kind), I64)
+                builder.store(entry, _pointer(context, builder, state, ENTRY))
+                gate = _pointer(context, builder, state, GATE)
+                following = builder.add(builder.or_(builder.load(gate), I64(KERNEL - 1)), I64(1))
+                builder.store_atomic(following, gate, "release", 8)
+        return context.get_dummy_value()
+
+    return types.void(counter, types.int64), codegen
+
+
+def _entry(kernel, kind):
+    """A function of the kernel's module that calls it with the arguments at an address, but with its own `thread`."""
+    entry = ir.Function(kernel.module, ir.FunctionType(I32, [ir.IntType(8).as_pointer(), I64]), kernel.name + ".entry")
+    entry.linkage = "internal"
+    builder = ir.IRBuilder(entry.append_basic_block())
+    frame = builder.bitcast(entry.args[0], kind.as_pointer())
+    arguments = [builder.load(builder.gep(frame, [I32(0), I32(index)]), align=1) for index in range(len(kernel.args))]
+    arguments[:2] = [builder.alloca(argument.type.pointee) for argument in kernel.args[:2]]  # for result and exception
+    arguments[[argument.name for argument in kernel.args].index("arg.thread")] = entry.args[1]
+    builder.ret(builder.call(kernel, arguments))
+    return entry
+
+
+@intrinsic
+def _call(typingctx, state, thread):
+    """Run the kernel whose gate is open, as `thread`; not 0 if it raised an exception."""
+    def codegen(context, builder, sig, args):
+        kind = ir.FunctionType(I32, [ir.IntType(8).as_pointer(), I64]).as_pointer()
+        entry = builder.inttoptr(builder.load(_pointer(context, builder, (state, args[0]), ENTRY)), kind)
+        frame = builder.bitcast(_pointer(context, builder, (state, args[0]), ARGUMENTS), ir.IntType(8).as_pointer())
+        return builder.sext(builder.call(entry, [frame, args[1]]), I64)
+
+    return types.int64(state, types.int64), codegen
+
+
+@intrinsic
+def _count_in(typingctx, state, gate):
+    """Count this thread among those inside, if the gate is still as it was seen; whether it was."""
+    def codegen(context, builder, sig, args):
+        place = _pointer(context, builder, (state, args[0]), GATE)
+        found = builder.cmpxchg(place, args[1], builder.add(args[1], I64(1)), "acq_rel", "monotonic")
+        return builder.extract_value(found, 1)
+
+    return types.boolean(state, types.int64), codegen
+
+
+@njit
+def claim_next(counter):
+    """The number of the next task; says that the one this thread had is done."""
+    _task_done(counter)
+    return claim(counter)
+
+
+@njit
+def _wait(looks):
+    if looks < SPINS:
         _pause()
+    else:  # whoever has the task may be waiting for this very core
+        _yield_core()
+
+
+@njit
+def await_tasks(counter, count):
+    """Wait until `count` tasks are done. All of them have been claimed: the wait is no longer than a task."""
+    looks = 0
+    while _done(counter) < count and not _failed(counter):
+        looks += 1
+        _wait(looks)
 
 
 @njit(nogil=True, cache=True)
-def _await_others(state, others):
-    """Look until `others` threads are done."""
-    for _ in range(SPINS):
-        if _done(state) >= others:
-            break
-        _pause()
+def leave(counter, thread):
+    """In thread 0: let nobody else enter, and wait until those inside are out. In others nothing."""
+    if thread == 0:
+        gate, looks = _close(counter), 0
+        inside = 0 if gate & CLOSED else gate % CLOSED  # it was not opened for one thread alone
+        while _finishers(counter) < inside:
+            looks += 1
+            _wait(looks)
+
+
+@njit(nogil=True, cache=True)
+def _serve(state, thread, last):
+    """Run kernels as `thread` until none came for a moment; last: the number of the last, which is returned too."""
+    looks = 0
+    while looks < SPINS:
+        gate = _gate(state)
+        if gate & CLOSED or gate // KERNEL == last or thread >= state[THREADS]:
+            looks += 1
+            _pause()
+        elif _count_in(state, gate):
+            if _call(state, thread):
+                state[FAILED] = 1
+            _finished(state)
+            last, looks = gate // KERNEL, 0
+    return last
 
 
 def _most_threads():
@@ -111,48 +227,52 @@ class _Pool:
 
     def __init__(self):
         self.threads = MOST_THREADS
-        self._lock, self._state = threading.RLock(), np.zeros(WORDS, np.int64)
-        self._inboxes, self._done, self._launches = [], SimpleQueue(), 0
+        self._lock, self._state, self._workers = threading.RLock(), np.zeros(WORDS, np.int64), []
+        self._state[GATE] = CLOSED
 
     def launch(self, kernel, tasks, work, *arguments):
         """See the module's docstring. work: about how many operations all tasks are."""
         threads, state = (min(self.threads, tasks) if work >= SMALL else 1), self._state
         with self._lock:  # for one thread too: scratch memory is one set for all callers
-            state[CLAIMED] = 0
-            if threads <= 1:
-                kernel(tasks, state, 0, *arguments)
-                return
-            self._start(threads - 1)
-            state[FINISHED], self._launches = 0, self._launches + 1
-            state[LAUNCH] = self._launches
-            for thread in range(1, threads):
-                self._inboxes[thread - 1].put((kernel, tasks, state, thread, self._launches, arguments))
+            state[THREADS] = threads
+            if threads > 1:
+                self._wake(threads - 1)
             try:
                 kernel(tasks, state, 0, *arguments)
-            finally:  # whatever happens here, the others write into the caller's arrays until they are done
-                _await_others(state, threads - 1)
-                failures = [failure for failure in (self._done.get() for _ in range(threads - 1)) if failure]
-            if failures:
-                raise failures[0]
+            except BaseException:  # others may wait for tasks of this thread, and write into the caller's arrays
+                state[FAILED] = 1
+                leave(state, 0)
+                state[FAILED] = 0
+                raise
+            if state[FAILED]:
+                state[FAILED] = 0
+                raise RuntimeError(f"the kernel {kernel.__name__} raised an exception in another thread than the caller's")
 
-    def _start(self, count):
-        while len(self._inboxes) < count:
-            inbox = SimpleQueue()
-            self._inboxes.append(inbox)
-            threading.Thread(target=_work, args=(inbox, self._done), name="minires kernel", daemon=True).start()
+    def _wake(self, count):
+        while len(self._workers) < count:
+            worker = _Worker(self._state, len(self._workers) + 1)
+            self._workers.append(worker)
+            worker.start()
+        for worker in self._workers[:count]:
+            if worker.asleep:
+                worker.bell.put(None)
 
 
-def _work(inbox, done):
-    while True:
-        kernel, tasks, state, thread, launch, arguments = inbox.get()
-        failure = None
-        try:
-            kernel(tasks, state, thread, *arguments)
-        except BaseException as error:
-            failure = error
-        del kernel, arguments  # an idle thread must not keep the last arrays from being used again
-        done.put(failure)
-        _await_launch(state, launch)
+class _Worker(threading.Thread):
+    """A thread that runs kernels."""
+
+    def __init__(self, state, number):
+        super().__init__(name=f"minires kernel {number}", daemon=True)
+        self.asleep, self.bell, self._state, self._number = False, SimpleQueue(), state, number
+
+    def run(self):
+        last = -1
+        while True:
+            last = _serve(self._state, self._number, last)
+            self.asleep = True
+            if self._state[GATE] & CLOSED:  # else the caller took it to be awake still
+                self.bell.get()
+            self.asleep = False
 
 
 pool = _Pool()

@@ -20,14 +20,25 @@ from functools import cache, lru_cache
 import numpy as np
 from numba import njit
 
-from minires.backends.cpu.arena import empty
+from minires.backends.cpu.arena import aligned_zeros, empty
 from minires.backends.cpu.gather import GROUPS, finish
 from minires.backends.cpu.geometry import ACCUMULATORS, round_up
 from minires.backends.cpu.host import VECTOR_BYTES, lanes_of
-from minires.backends.cpu.images import copy_image, finish_gradient, load_gradient, load_normalised, scratch
+from minires.backends.cpu.images import (
+    copy_image,
+    finish_gradient,
+    front_of,
+    load_gradient,
+    load_normalised,
+    moments_room,
+    partial_room,
+    scratch,
+    sums_room,
+    weight_room,
+)
 from minires.backends.cpu.microkernel import tile
-from minires.backends.cpu.moments import moments, sum_partials
-from minires.backends.cpu.threads import claim, launch
+from minires.backends.cpu.moments import add_channel, add_row, merge_channel, moments
+from minires.backends.cpu.threads import await_tasks, claim, claim_next, enter, launch, leave
 from minires.backends.cpu.transforms import input_1d, output_1d, output_adjoint_1d, weight_1d, weight_adjoint_1d
 
 BLOCK_BYTES = 300 << 10  # of V, for a block of images: P is as large, and both with the weights fill a 1 MiB cache
@@ -83,86 +94,71 @@ def multiply(M, ROWS, VECTORS, LANES, C, O, v, weight, p, plane, tiles):
 
 
 @njit
-def transform_weight_row(M, LANES, weight, points, start, count, plane, temp):
-    """G weight G^T of `count` elements from `start` on, of each of the planes."""
+def transform_weight(M, LANES, weight, at, plane, points, target, points_plane, count, temp):
+    """G weight G^T of `count` elements of each plane, from `at` on to `target` on. 9 planes to (M + 2)^2."""
     size = M + 2
-    for at in range(start, start + count, LANES):
+    for i in range(0, count, LANES):
         for j in range(3):
-            weight_1d(M, LANES, weight, at + j * plane, 3 * plane, temp, j * LANES, 3 * LANES)
-        for i in range(size):
-            weight_1d(M, LANES, temp, 3 * i * LANES, LANES, points, at + i * size * plane, plane)
+            weight_1d(M, LANES, weight, at + i + j * plane, 3 * plane, temp, j * LANES, 3 * LANES)
+        for k in range(size):
+            weight_1d(M, LANES, temp, 3 * k * LANES, LANES, points, target + i + k * size * points_plane, points_plane)
 
 
-@cache
-def weight_kernel(m, lanes):
-    """weight (3, 3, C, O) to its points (m + 2, m + 2, C, O)."""
-
-    @njit(nogil=True, cache=True)
-    def transform_weight(tasks, counter, thread, weight, points, temp):
-        C, O = weight.shape[2], weight.shape[3]
-        c = claim(counter)
-        while c < tasks:
-            transform_weight_row(m, lanes, weight.reshape(-1), points.reshape(-1), c * O, O, C * O, temp[thread])
-            c = claim(counter)
-
-    return transform_weight
-
-
-def transform_weight(weight, m):
-    """G weight G^T: (3, 3, C, O) -> (m + 2, m + 2, C, O); remembered for a read-only weight while it lives."""
-    if weight.flags.writeable:
-        return _transform_weight(weight, m)
-    key = id(weight), m
-    if key not in _remembered:
-        _remembered[key] = _transform_weight(weight, m)
-        weakref.finalize(weight, _remembered.pop, key)
-    return _remembered[key]
-
-
-_remembered = {}
-
-
-def _transform_weight(weight, m):
-    lanes = lanes_of(weight.dtype)
-    weight = np.ascontiguousarray(weight)
-    points = empty((m + 2, m + 2, *weight.shape[2:]), weight.dtype)
-    temp = scratch("winograd weight", 64 * lanes, weight.dtype)
-    launch(weight_kernel(m, lanes), weight.shape[2], points.size, weight, points, temp)
-    return points
+@njit
+def turn_round(weight, o, row):
+    """row (3, 3, C) = the weights of output channel o, taps in reverse: of the input gradient's kernel, input channel o."""
+    C = weight.shape[2]
+    for tap in range(9):
+        for c in range(C):
+            row[(8 - tap) * C + c] = weight[tap // 3, tap % 3, c, o]
 
 
 @cache
 def forward_kernel(m, rows, vectors, lanes, C, O):
     """The forward kernel for one shape of weights: its addresses are then constants, which is worth a third.
 
+    Phases: `rows` of the weights are transformed, blocks of images are convolved, moments are merged (one task a channel).
     Its empty arrays switch off what they are for.
     """
 
     @njit(nogil=True, cache=True)
-    def winograd(tasks, counter, thread, x, prologue, weight, y, means, squares, bias, residual, relu,
-                 images, vs, ps, temps, start, pitch, per_block, plane):
+    def winograd(tasks, counter, thread, weight, points, rows_to_transform, x, prologue, y, merged, bias, residual, relu,
+                 means, squares, counts, images, vs, ps, temps, start, pitch, per_block, plane):
+        enter(counter, thread)
         N, H, W = y.shape[0], y.shape[1], y.shape[2]
         tiles, flat_y = (H // m) * (W // m), y.reshape(-1)
         image, v, p, temp = images[thread], vs[thread], ps[thread], temps[thread]
         channels, out_channels = np.int64(C), np.int64(O)  # no constants: the transforms are compiled once for all shapes
-        block = claim(counter)
-        while block < tasks:
-            first, last = block * per_block, min((block + 1) * per_block, N)
+        task = claim(counter)
+        while task < rows_to_transform:
+            transform_weight(m, lanes, weight.reshape(-1), task * out_channels, channels * out_channels,
+                             points, task * out_channels, channels * out_channels, out_channels, temp)
+            task = claim_next(counter)
+        await_tasks(counter, rows_to_transform)
+        convolved = rows_to_transform - (-N // per_block)
+        while task < convolved:
+            first = (task - rows_to_transform) * per_block
+            last = min(first + per_block, N)
             for n in range(first, last):
                 if prologue[0].size:
                     load_normalised(lanes, x, n, prologue, image, start, pitch)
                 else:
                     copy_image(x, n, image, start, pitch)
                 transform_images(m, lanes, False, image, 0, pitch, channels, H, W, v, (n - first) * tiles, plane, temp)
-            multiply(m, rows, vectors, lanes, C, O, v, weight, p, plane, (last - first) * tiles)
+            multiply(m, rows, vectors, lanes, C, O, v, points, p, plane, (last - first) * tiles)
             for n in range(first, last):
                 target = n * H * W * O
-                transform_back(m, lanes, p, (n - first) * tiles, plane, flat_y, target, out_channels, H, W, temp)
-                if means.size:
-                    moments(lanes, flat_y.reshape(-1, O), n * H * W, (n + 1) * H * W, means, squares, n)
-                if bias.size:
-                    finish(lanes, flat_y, target, H * W, out_channels, bias, residual, relu)
-            block = claim(counter)
+                transform_back(m, lanes, p, (n - first) * tiles, plane, v, 0, out_channels, H, W, temp)
+                if merged.size:
+                    moments(lanes, v, 0, H * W, means, squares, n, flat_y, target)
+                else:
+                    finish(lanes, v, 0, flat_y, target, H * W, out_channels, bias, residual, relu)
+            task = claim_next(counter)
+        await_tasks(counter, convolved)
+        while task < tasks:
+            merge_channel(means, squares, counts, task - convolved, merged)
+            task = claim_next(counter)
+        leave(counter, thread)
 
     return winograd
 
@@ -180,17 +176,31 @@ def transform_weight_back(M, LANES, C, O, du, dweight, temp):
 
 @cache
 def gradient_kernel(m, rows, vectors, lanes, C, O):
-    """The backward kernel for one shape of weights: see `unit_gradient`."""
+    """The backward kernel for one shape of weights: see `unit_gradient`.
+
+    Phases: the weights turned round and transformed, if dx is wanted (one task an output channel); groups of images; sums
+    over the groups (one task an input channel and tap) and over the images (one a channel).
+    """
 
     @njit(nogil=True, cache=True)
-    def gradient(tasks, counter, t, g, z, normalisation, z_images, z_start, z_pitch, x, prologue, x_images, x_start,
-                 x_pitch, weight, residual, dx, sums, vs, ps, dus, temps, per_block, plane, partial):
+    def gradient(tasks, counter, thread, weight, points, g, z, normalisation, x, prologue, residual, front, dx, total,
+                 dweight, adds, partial, sums, z_images, z_start, z_pitch, x_images, x_start, x_pitch, vs, ps, dus, temps,
+                 per_block, plane):
+        enter(counter, thread)
         N, G, H, W = g.shape[0], partial.shape[0], g.shape[1], g.shape[2] // O
         z_size, x_size, tiles = (H + 2) * z_pitch, (H + 2) * x_pitch, (H // m) * (W // m)
-        z_image, x_image, v, p, du, temp = z_images[t], x_images[t], vs[t], ps[t], dus[t], temps[t]
+        z_image, x_image, v, p = z_images[thread], x_images[thread], vs[thread], ps[thread]
+        du, temp = dus[thread], temps[thread]
         channels, out_channels = np.int64(C), np.int64(O)
-        k = claim(counter)
-        while k < tasks:
+        transformed = out_channels if dx.size else 0
+        task = claim(counter)
+        while task < transformed:
+            turn_round(weight, task, v)
+            transform_weight(m, lanes, v, 0, channels, points, task * channels, channels * out_channels, channels, temp)
+            task = claim_next(counter)
+        await_tasks(counter, transformed)
+        while task < transformed + G:
+            k = task - transformed
             group_first, group_last = k * N // G, (k + 1) * N // G
             for first in range(group_first, group_last, per_block):
                 last = min(first + per_block, group_last)
@@ -218,14 +228,23 @@ def gradient_kernel(m, rows, vectors, lanes, C, O):
                     for n in range(first, last):
                         transform_images(m, lanes, False, z_image, (n - first) * z_size, z_pitch, out_channels, H, W, p,
                                          (n - first) * tiles, plane, temp)
-                    multiply(m, rows, vectors, lanes, O, C, p, weight, v, plane, (last - first) * tiles)
+                    multiply(m, rows, vectors, lanes, O, C, p, points, v, plane, (last - first) * tiles)
                     for n in range(first, last):
                         target = n * H * W * C
-                        transform_back(m, lanes, v, (n - first) * tiles, plane, dx, target, channels, H, W, temp)
-                        finish_gradient(lanes, dx, target, x_image, (n - first) * x_size + x_start, x_pitch, x, prologue, H,
-                                        W * channels, channels, residual, sums, n)
-            transform_weight_back(m, lanes, C, O, du, partial[k], temp)
-            k = claim(counter)
+                        transform_back(m, lanes, v, (n - first) * tiles, plane, p, 0, channels, H, W, temp)
+                        finish_gradient(lanes, p, dx, target, residual, x_image, (n - first) * x_size + x_start, x_pitch,
+                                        front, H, W * channels, channels, sums, n)
+            transform_weight_back(m, lanes, C, O, du, partial[k].reshape(-1), temp)
+            task = claim_next(counter)
+        await_tasks(counter, transformed + G)
+        while task < tasks:
+            row = task - transformed - G
+            if row < dweight.shape[0]:
+                add_row(partial, row, 9 * channels, dweight, adds)
+            else:
+                add_channel(sums, row - dweight.shape[0], total)
+            task = claim_next(counter)
+        leave(counter, thread)
 
     return gradient
 
@@ -252,56 +271,85 @@ def _workspace(m, dtype, rows, H, W, C, O, images):
 
 @lru_cache(maxsize=128)
 def _forward_plan(m, dtype, N, H, W, C, O):
-    """(kernel, its number of tasks, its last arguments)."""
+    """(kernel, blocks of images, points of the weights, the kernel's last arguments)."""
     rows, vectors = tiling(m, dtype, H, W, C, O)
     per_block, plane, v, p, temp = _workspace(m, dtype, rows, H, W, C, O, -(-N // GROUPS))
     pitch = (W + 2) * C
     image = scratch(((1, 1), (H + 2, W + 2), H, W, C), (H + 2) * pitch, dtype)
     kernel = forward_kernel(m, rows, vectors, lanes_of(dtype), C, O)
-    return kernel, -(-N // per_block), (image, v, p, temp, pitch + C, pitch, per_block, plane)
+    places = *moments_room(N, H * W, O, dtype), image, v, p, temp, pitch + C, pitch, per_block, plane
+    return kernel, -(-N // per_block), _points(m, dtype, C, O), places
 
 
-def forward(m, x, prologue, weight, moments_out=None, epilogue=None):
+def _points(m, dtype, C, O):
+    """Memory for transformed weights, one for all layers: each kernel transforms its weights before it uses them."""
+    return scratch("winograd points", (m + 2) ** 2 * C * O, dtype)[0]
+
+
+_remembered = {}  # (id of read-only weights, m): their points
+
+
+def _points_of(weight, m, shared):
+    """Where the points of weights are, and whether they must be transformed: not again while read-only ones live."""
+    if weight.flags.writeable:
+        return shared, True
+    key = id(weight), m
+    known = key in _remembered
+    if not known:
+        _remembered[key] = aligned_zeros(((m + 2) ** 2 * weight.shape[2] * weight.shape[3],), weight.dtype)
+        weakref.finalize(weight, _remembered.pop, key)
+    return _remembered[key], not known
+
+
+def forward(m, x, prologue, weight, merged=None, epilogue=None):
     """y = conv(a(x)), padding 1: (N, H, W, C) and weight (3, 3, C, O) -> (N, H, W, O). The rest as `run_gather`."""
     N, H, W, C = x.shape
     O, dtype, nothing = weight.shape[3], x.dtype, np.empty(0, x.dtype)
-    kernel, tasks, places = _forward_plan(m, dtype, N, H, W, C, O)
+    kernel, blocks, shared, places = _forward_plan(m, dtype, N, H, W, C, O)
     y = empty((N, H, W, O), dtype)
+    points, fresh = _points_of(weight, m, shared)
+    rows = C if fresh else 0
+    merged = nothing.reshape(0, 0) if merged is None else merged
     bias, residual, relu = epilogue or (nothing, None, False)
-    launch(kernel, tasks, y.size * C, x.reshape(N, H, W * C), prologue or (nothing,) * 3,
-           transform_weight(weight, m).reshape(-1), y, *(moments_out or (nothing.reshape(0, 0),) * 2), bias,
+    launch(kernel, rows + blocks + merged.shape[1], y.size * C, np.ascontiguousarray(weight), points, rows,
+           x.reshape(N, H, W * C), prologue or (nothing,) * 3, y, merged, bias,
            nothing if residual is None else residual.reshape(-1), relu, *places)
     return y
 
 
 @lru_cache(maxsize=128)
 def _gradient_plan(m, dtype, N, H, W, C, O):
-    """(kernel, number of groups, scratch for padded images of z and x, of v, p, du and small, images a block, plane)."""
+    """(kernel, number of groups, points of the weights, the kernel's last arguments)."""
     rows, vectors = tiling(m, dtype, H, W, C, O)
     groups = min(N, GROUPS)
     per_block, plane, v, p, temp = _workspace(m, dtype, rows, H, W, C, O, -(-N // groups))
-    z_image = scratch(("z", per_block, H, W, O), per_block * (H + 2) * (W + 2) * O, dtype)
-    x_image = scratch(("x", per_block, H, W, C), per_block * (H + 2) * (W + 2) * C, dtype)
+    z_pitch, x_pitch = (W + 2) * O, (W + 2) * C
+    z_image = scratch(("z", per_block, H, W, O), per_block * (H + 2) * z_pitch, dtype)
+    x_image = scratch(("x", per_block, H, W, C), per_block * (H + 2) * x_pitch, dtype)
     du = scratch(("winograd du", (m + 2) ** 2, C, O), (m + 2) ** 2 * C * O, dtype)
     kernel = gradient_kernel(m, rows, vectors, lanes_of(dtype), C, O)
-    return kernel, groups, z_image, x_image, (v, p, du, temp, per_block, plane)
+    places = (sums_room(N, C, dtype), z_image, z_pitch + O, z_pitch, x_image, x_pitch + C, x_pitch, v, p, du, temp,
+              per_block, plane)
+    return kernel, groups, _points(m, dtype, C, O), places
 
 
-def unit_gradient(m, g, z, normalisation, x, prologue, weight, residual_gradient, need_dx):
-    """`composed.conv2d_unit_gradient` for padding 1: -> dx or None, dweight, (N, 2, C) sums of each image's dx.
+def unit_gradient(m, g, z, normalisation, x, prologue, weight, residual_gradient, front=None, add_to=None):
+    """`composed.conv2d_unit_gradient` for padding 1: -> dx or None, dweight or None, (2, C) sums over dx or None.
 
-    weight: already flipped, (3, 3, O, C); normalisation None: g is dz itself, and z is not read.
+    normalisation None: g is dz itself, and z is not read. weight None: no dx. prologue and front None: no sums.
     """
     N, H, W, C = x.shape
     O, dtype, nothing = g.shape[3], x.dtype, np.empty(0, x.dtype)
-    kernel, groups, z_image, x_image, places = _gradient_plan(m, dtype, N, H, W, C, O)
-    z_pitch, x_pitch = (W + 2) * O, (W + 2) * C
-    partial, dweight = empty((groups, 9 * C * O), dtype), empty((3, 3, C, O), dtype)
-    dx, sums = (empty((N, H, W, C), dtype) if need_dx else nothing), np.empty((N, 2, C), dtype)
-    launch(kernel, groups, 2 * g.size * C, g.reshape(N, H, W * O), (g if z is None else z).reshape(N, H, W * O),
-           normalisation or (nothing,) * 4, z_image, z_pitch + O, z_pitch,
-           x.reshape(N, H, W * C), prologue or (nothing,) * 3, x_image, x_pitch + C, x_pitch,
-           transform_weight(weight, m).reshape(-1) if need_dx else nothing,
-           nothing if residual_gradient is None else residual_gradient.reshape(-1), dx.reshape(-1), sums, *places, partial)
-    launch(sum_partials, 9 * C, partial.size, partial.reshape(groups, 1, 9 * C, O), 9 * C, dweight.reshape(9 * C, O))
-    return (dx if need_dx else None), dweight, sums
+    kernel, groups, points, places = _gradient_plan(m, dtype, N, H, W, C, O)
+    need_dx = weight is not None
+    front = front_of(x, prologue, front)
+    sums = C if need_dx and front[1].size else 0
+    dweight, adds = weight_room((3, 3, C, O), dtype, add_to)
+    weight = np.ascontiguousarray(weight) if need_dx else nothing.reshape((0,) * 4)
+    dx = empty(x.shape, dtype) if need_dx else nothing
+    total = np.empty((2, C), dtype)
+    launch(kernel, (O if need_dx else 0) + groups + 9 * C + sums, 2 * g.size * C, weight, points, g.reshape(N, H, W * O),
+           (g if z is None else z).reshape(N, H, W * O), normalisation or (nothing,) * 4, x.reshape(N, H, W * C),
+           prologue or (nothing,) * 3, nothing if residual_gradient is None else residual_gradient.reshape(-1), front,
+           dx.reshape(-1), total, dweight.reshape(9 * C, O), adds, partial_room((groups, 1, 9 * C, O), dtype), *places)
+    return (dx if need_dx else None), None if adds else dweight, total if sums else None

@@ -7,6 +7,7 @@ dx, 2 T for dweight). Wide images make a pass of their own for the moments and f
 import cupy
 import numpy as np
 
+from minires.backends import composed
 from minires.backends.cuda import conv
 from minires.backends.cuda.compiler import kernel, launch_over
 from minires.backends.cuda.conv import geometry_of
@@ -86,15 +87,20 @@ def _normalisation_gradient(g, z, normalisation):
     return dz
 
 
-def conv2d_unit_gradient(g, z, normalisation, x, prologue, weight, stride, padding, residual_gradient, need_dx):
+def conv2d_unit_gradient(g, z, normalisation, x, prologue, weight, stride, padding, residual_gradient, need_dx,
+                         front=None, add_to=None):
     """See composed.conv2d_unit_gradient."""
     geometry = geometry_of(x.shape, weight.shape[:2], weight.shape[3], stride, padding, _PLAIN)
     dz = _normalisation_gradient(g, z, normalisation)
-    dweight = conv.weight_gradient(dz, x, prologue, geometry)
+    dweight = composed.added(add_to, conv.weight_gradient(dz, x, prologue, geometry))
     if not need_dx:
         return None, dweight, None, None
     if prologue is None:
-        return _shortcut_gradient(dz, weight, geometry, residual_gradient), dweight, None, None
+        dx = _shortcut_gradient(dz, weight, geometry, residual_gradient)
+        if front is None:
+            return dx, dweight, None, None
+        dx, sum_dx, sum_dxx = add_relu_gradient(dx, x, *front)
+        return dx, dweight, sum_dx, sum_dxx
     if geometry.narrow:
         dx, parts = conv.input_gradient(dz, weight, geometry, x, prologue)
         sum_dx, sum_dxx = _summed(parts)
@@ -114,10 +120,11 @@ def _shortcut_gradient(dz, weight, geometry, residual_gradient):
     return conv.add_bias_relu(conv.input_gradient(dz, weight, geometry)[0], None, residual_gradient, False)
 
 
-def batchnorm_coefficients(sum_g, sum_gx, var, weight, eps, count):
+def batchnorm_coefficients(sum_g, sum_gx, var, weight, eps, count, add_to=(None, None)):
     """See composed.batchnorm_coefficients."""
     arguments, C = tuple(map(cupy.ascontiguousarray, (sum_g, sum_gx, var, weight))), len(var)
     results = cupy.empty((5, C), var.dtype)
     launch_over(C, kernel(_FILE, "batchnorm_coefficients", var.dtype),
                 (*arguments, np.float64(eps), np.float64(0 if count is None else 1 / count), *results, np.int32(C)))
-    return tuple(results)
+    *factors, dweight, dbias = results
+    return *factors, composed.added(add_to[0], dweight), composed.added(add_to[1], dbias)
