@@ -18,6 +18,7 @@ from minires.backends.cpu.algorithm import use_convolution, winograd_size
 from minires.backends.cpu.arena import Arena, arena
 from minires.backends.cpu.moments import merge_moments
 from minires.backends.cpu.threads import await_tasks, claim, claim_next, enter, leave
+from minires.study.taps import tapped
 
 SAME = ((1, 1), (1, 1))  # stride and padding of a 3x3 convolution that keeps the image's size
 
@@ -154,6 +155,32 @@ def test_training_follows_the_same_losses_fused_and_not():
     fused, plain = training_run(4, True)[0], training_run(4, False)[0]
     np.testing.assert_allclose(fused, plain, rtol=1e-3)
     assert fused[-1] < fused[0]
+
+
+def test_blocks_hand_on_their_whole_gradient_where_somebody_listens(rng):
+    """Blocks of a fused network hand on a masked gradient, which saves passes; a listener is told dx as it is unfused."""
+    x, blocks = rng.standard_normal((2, 8, 8, 3)), [f"layer{stage}.{index}" for stage in (1, 2, 3) for index in range(3)]
+
+    def gradients(fused, listened):
+        model, told = fuse(build_model("resnet20", rng=np.random.default_rng(5)).astype(np.float64), fused), {}
+        y = model(x)
+        with tapped(model, None, (lambda name, layer, dy, dx: told.update({name: dx})) if listened else None):
+            dx = model.backward(np.cos(np.arange(y.size)).reshape(y.shape))
+        return [dx, *(told[name] for name in blocks if listened)]
+
+    plain = gradients(False, True)
+    for found in (gradients(True, True), gradients(True, False)):
+        assert all(np.abs(a - b).max() <= 1e-10 * np.abs(a).max() for a, b in zip(plain, found, strict=False))
+
+
+def test_a_network_makes_one_pass_for_the_gradient_at_its_last_block(monkeypatch, rng):
+    calls = []
+    right = cpu.add_relu_gradient
+    monkeypatch.setattr(cpu, "add_relu_gradient", lambda *arguments: calls.append(1) or right(*arguments))
+    model = fuse(build_model("resnet20", rng=rng))
+    y = model(rng.standard_normal((2, 8, 8, 3)).astype(np.float32))
+    model.backward(np.ones_like(y))
+    assert len(calls) == 1
 
 
 def test_fusion_is_off_by_default_and_can_be_switched_off():

@@ -22,10 +22,12 @@ from minires.backends.cpu.arena import empty
 from minires.backends.cpu.gather import GROUPS, run_gather
 from minires.backends.cpu.geometry import choose_tiling, forward_gather, input_gradient_gather, round_up, weight_runs
 from minires.backends.cpu.host import lanes_of
-from minires.backends.cpu.images import PARTIAL_BYTES, copy_image, partial_room, scratch
+from minires.backends.cpu.images import copy_image, scratch
 from minires.backends.cpu.microkernel import tile
 from minires.backends.cpu.moments import add_row
 from minires.backends.cpu.threads import await_tasks, claim, claim_next, enter, launch, leave
+
+PARTIAL_BYTES = 1 << 24  # all partial weight gradients of one convolution together stay below this
 
 
 def conv2d_forward(x, weight, bias, stride, padding, dilation):
@@ -123,7 +125,7 @@ def conv2d_weight_gradient(dy, x, kernel_size, stride, padding, dilation):
     dweight = empty((KH * KW * C, wide), x.dtype)
     groups = max(1, min(N, GROUPS, PARTIAL_BYTES // dweight.nbytes))
     slices = min(wide // (tiling.vectors * lanes), -(-GROUPS // groups))
-    partial = partial_room((groups, len(runs), round_up(run, tiling.rows), wide), x.dtype)
+    partial = empty((groups, len(runs), round_up(run, tiling.rows), wide), x.dtype)
     kernel = weight_gradient_kernel(tiling.rows, tiling.vectors, lanes)
     launch(kernel, groups * slices + len(dweight), dy.size * len(dweight), dy, x.reshape(N, H, W * C), partial, dweight,
            image, runs, run, padding[0] * pitch + padding[1] * C, pitch, stride[0] * pitch, stride[1] * C, slices)

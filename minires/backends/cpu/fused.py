@@ -26,13 +26,11 @@ from minires.backends.cpu.gather import GROUPS, gather_image, run_gather
 from minires.backends.cpu.geometry import choose_tiling, forward_gather, input_gradient_gather, round_up, weight_runs
 from minires.backends.cpu.host import lanes_of
 from minires.backends.cpu.images import (
-    PARTIAL_BYTES,
     copy_image,
     finish_gradient,
     front_of,
     load_gradient,
     load_normalised,
-    partial_room,
     scratch,
     sums_room,
     weight_room,
@@ -176,6 +174,7 @@ def _unit_gradient_kernel(rows, across, vectors, weight_rows, weight_vectors, la
         N, G, OH, O, H, WC, C = (g.shape[0], partial.shape[0], g.shape[1], normalisation[0].size, x.shape[1], x.shape[2],
                                  weight.shape[1])
         z_image, x_image, dx_image = z_images[thread], x_images[thread], dx_images[thread]
+        origin = np.int64(0)  # no constant, for which the functions below would be compiled once more
         k = claim(counter)
         while k < G:
             partial[k] = 0
@@ -186,10 +185,10 @@ def _unit_gradient_kernel(rows, across, vectors, weight_rows, weight_vectors, la
                 else:
                     copy_image(x, n, x_image, x_start, x_pitch)
                 weight_gradient_image(weight_rows, weight_vectors, lanes, x_image, z_image, z_start, z_pitch, partial[k], O,
-                                      0, O, OH, g.shape[2] // O, runs, run, step_row, step_column)
+                                      origin, O, OH, g.shape[2] // O, runs, run, step_row, step_column)
                 if dx.size:
-                    gather_image(rows, across, vectors, lanes, z_image, weight.reshape(-1), dx_image, 0, C, 0, C, phases,
-                                 segments, z_pitch, O)
+                    gather_image(rows, across, vectors, lanes, z_image, weight.reshape(-1), dx_image, origin, C, origin, C,
+                                 phases, segments, z_pitch, O)
                     finish_gradient(lanes, dx_image, dx, n * H * WC, residual, x_image, x_start, x_pitch, front, H, WC, C,
                                     sums, n)
             k = claim_next(counter)
@@ -207,10 +206,13 @@ def _unit_gradient_kernel(rows, across, vectors, weight_rows, weight_vectors, la
 
 @lru_cache(maxsize=128)
 def _unit_plan(shape, dtype, weight_shape, stride, padding, need_dx):
-    """(kernel, groups of images, taps in the order of the packed weights, the kernel's last arguments); None: no kernel."""
+    """(kernel, shape of partial gradients, taps in the order of the packed weights, the kernel's last arguments), or None.
+
+    None: no kernel computes this.
+    """
     (N, H, W, C), (KH, KW, _, O), lanes = shape, weight_shape, lanes_of(dtype)
     groups = min(N, GROUPS)
-    if O % lanes or (need_dx and C % lanes) or groups * KH * KW * C * O * dtype.itemsize > PARTIAL_BYTES:
+    if O % lanes or (need_dx and C % lanes) or groups * KH * KW * C * O * dtype.itemsize > conv.PARTIAL_BYTES:
         return None
     plan = input_gradient_gather(H, W, round_up(C, lanes), O, lanes, (KH, KW), stride, padding, PLAIN)
     z_pitch, x_pitch = plan.padded[1] * O, (W + 2 * padding[1]) * C
@@ -218,12 +220,11 @@ def _unit_plan(shape, dtype, weight_shape, stride, padding, need_dx):
     x_image = scratch((padding, padding, H, W, C, "x"), (H + 2 * padding[0]) * x_pitch, dtype)
     tiling = choose_tiling(O // lanes, 1, C * KW)
     runs, run = weight_runs((KH, KW), PLAIN, C, x_pitch)
-    partial = partial_room((groups, len(runs), round_up(run, tiling.rows), O), dtype)
     kernel = _unit_gradient_kernel(*plan.tiling, tiling.rows, tiling.vectors, lanes)
-    places = (partial, sums_room(N, C, dtype), z_image, plan.low[0] * z_pitch + plan.low[1] * O, z_pitch,
+    places = (sums_room(N, C, dtype), z_image, plan.low[0] * z_pitch + plan.low[1] * O, z_pitch,
               x_image, padding[0] * x_pitch + padding[1] * C, x_pitch, scratch("dx", H * W * C, dtype), plan.phases,
               plan.segments, runs, run, stride[0] * x_pitch, stride[1] * C)
-    return kernel, groups, plan.taps, places
+    return kernel, (groups, len(runs), round_up(run, tiling.rows), O), plan.taps, places
 
 
 def conv2d_unit_gradient(g, z, normalisation, x, prologue, weight, stride, padding, residual_gradient, need_dx, front=None,
@@ -245,17 +246,17 @@ def conv2d_unit_gradient(g, z, normalisation, x, prologue, weight, stride, paddi
     if plan is None:
         return composed.conv2d_unit_gradient(_PlainKernels, g, z, normalisation, x, prologue, weight, stride, padding,
                                              residual_gradient, need_dx, front, add_to)
-    kernel, groups, taps, places = plan
+    kernel, partial, taps, places = plan
     nothing, front = np.empty(0, x.dtype), front_of(x, prologue, front)
     with_sums = need_dx and front[1].size > 0
     dx = empty(x.shape, x.dtype) if need_dx else nothing
     dweight, adds = weight_room(weight.shape, x.dtype, add_to)
     total = np.empty((2, C), x.dtype)
     packed = pack_transposed(weight, taps, C) if need_dx else np.empty((0, C), x.dtype)
-    launch(kernel, groups + KH * KW * C + (C if with_sums else 0), 2 * g.size * KH * KW * C, g.reshape(N, g.shape[1], -1),
-           z.reshape(N, g.shape[1], -1), normalisation, x.reshape(N, H, -1), prologue or (nothing,) * 3, packed,
-           nothing if residual_gradient is None else residual_gradient.reshape(-1), front, dx.reshape(-1), total,
-           dweight.reshape(-1, O), adds, *places)
+    launch(kernel, partial[0] + KH * KW * C + (C if with_sums else 0), 2 * g.size * KH * KW * C,
+           g.reshape(N, g.shape[1], -1), z.reshape(N, g.shape[1], -1), normalisation, x.reshape(N, H, -1),
+           prologue or (nothing,) * 3, packed, nothing if residual_gradient is None else residual_gradient.reshape(-1), front,
+           dx.reshape(-1), total, dweight.reshape(-1, O), adds, empty(partial, x.dtype), *places)
     return (dx if need_dx else None), None if adds else dweight, *(total if with_sums else (None, None))
 
 

@@ -24,7 +24,7 @@ from minires.backends.cpu.host import lanes_of
 from minires.backends.cpu.images import copy_image, load_normalised, moments_room, scratch
 from minires.backends.cpu.microkernel import tile
 from minires.backends.cpu.moments import merge_channel, moments
-from minires.backends.cpu.simd import load, rectify, store
+from minires.backends.cpu.simd import at_least, load, splat, store
 from minires.backends.cpu.threads import await_tasks, claim, claim_next, enter, launch, leave
 
 GROUPS = 16  # parts of the work: a fixed number, whatever the threads, so that every sum has a fixed order
@@ -51,18 +51,16 @@ def gather_image(ROWS, ACROSS, VECTORS, LANES, image, weight, y, target, out_cha
 
 
 @njit
-def finish(LANES, image, at, y, target, pixels, channels, bias, residual, relu):
-    """One image of y, from `target` on: relu(image + bias + residual), or what of it is asked for."""
+def finish(LANES, image, at, y, target, pixels, channels, bias, residual, least):
+    """One image of y, from `target` on: max(image + bias + residual, least)."""
+    floor = splat(LANES, least)
     for c in range(0, channels, LANES):
+        b = load(LANES, bias, c)
         for i in range(c, c + pixels * channels, channels):
-            v = load(LANES, image, at + i)
-            if bias.size:
-                v = v + load(LANES, bias, c)
+            v = load(LANES, image, at + i) + b
             if residual.size:
                 v = v + load(LANES, residual, target + i)
-            if relu:
-                v = rectify(v)
-            store(y, target + i, v)
+            store(y, target + i, at_least(v, floor))
 
 
 @cache
@@ -74,7 +72,7 @@ def gather_kernel(rows, across, vectors, lanes):
     block = vectors * lanes
 
     @njit(nogil=True, cache=True)
-    def gather(tasks, counter, thread, x, prologue, weight, y, merged, bias, residual, relu, means, squares, counts, images,
+    def gather(tasks, counter, thread, x, prologue, weight, y, merged, bias, residual, least, means, squares, counts, images,
                outs, phases, segments, start, pitch, step_row, step_column, slices):
         enter(counter, thread)
         pixels, out_channels, flat, image = y.shape[1], y.shape[2], y.reshape(-1), images[thread]
@@ -92,9 +90,9 @@ def gather_kernel(rows, across, vectors, lanes):
             gather_image(rows, across, vectors, lanes, image, weight, out, at, out_channels, part * per_slice,
                          min((part + 1) * per_slice, out_channels), phases, segments, step_row, step_column)
             if merged.size:
-                moments(lanes, out, 0, pixels, means, squares, n, flat, target)
+                moments(lanes, True, out, np.int64(0), pixels, means, squares, n, flat, target)
             if bias.size:
-                finish(lanes, flat, target, flat, target, pixels, out_channels, bias, residual, relu)
+                finish(lanes, flat, target, flat, target, pixels, out_channels, bias, residual, least)
             task = claim_next(counter)
         await_tasks(counter, convolved)
         while task < tasks:
@@ -124,9 +122,10 @@ def run_gather(plan, x, weight, out_channels, prologue=None, merged=None, epilog
     weight = aligned(weight)
     merged = nothing.reshape(0, 0) if merged is None else merged
     bias, residual, relu = epilogue or (nothing, None, False)
+    least = x.dtype.type(0 if relu else -np.inf)
     kernel = gather_kernel(*plan.tiling, lanes)
     launch(kernel, N * slices + merged.shape[1], y.size * weight.size // out_channels, x.reshape(N, H, W * C),
-           prologue or (nothing,) * 3, weight, y, merged, bias, nothing if residual is None else residual.reshape(-1), relu,
+           prologue or (nothing,) * 3, weight, y, merged, bias, nothing if residual is None else residual.reshape(-1), least,
            *moments_room(N if merged.size else 0, pixels, out_channels, x.dtype), image,
            scratch("out", pixels * out_channels if merged.size else 0, x.dtype), plan.phases, plan.segments,
            plan.low[0] * pitch + plan.low[1] * C, pitch, plan.step[0] * pitch, plan.step[1] * C, slices)

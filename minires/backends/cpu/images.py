@@ -13,19 +13,24 @@ import numpy as np
 from numba import njit
 
 from minires.backends.cpu.arena import aligned_zeros, empty
-from minires.backends.cpu.simd import is_far, load, put, rectify, store, where_positive
+from minires.backends.cpu.simd import load, rectify, store, stream, where_positive
 from minires.backends.cpu.threads import MOST_THREADS
 
-PARTIAL_BYTES = 1 << 24  # all partial weight gradients of one convolution together stay below this, if the shape allows it
 SLACK = 64  # elements behind the padded image that a last tile of taps may read and ignore
 
 
 @lru_cache(maxsize=128)
-def scratch(layout, size, dtype):
+def scratch(layout, size, dtype, rows=MOST_THREADS):
     """Zeroed scratch memory, a row for each thread, one for each `layout` so that its borders stay zero."""
     row = -(-(size + SLACK) // SLACK) * SLACK
-    # Kept for good, so not from the arena, whose free pieces it would part; its zero pages cost nothing until written.
-    return aligned_zeros((MOST_THREADS, row), dtype)
+    # Kept for good, so not from the arena, whose gaps it would part; its zero pages cost nothing until written.
+    return aligned_zeros((rows, row), dtype)
+
+
+def shared_scratch(layout, shape, dtype):
+    """Scratch memory that all threads write to."""
+    size = math.prod(shape)
+    return scratch(layout, size, dtype, rows=1)[0, :size].reshape(shape)
 
 
 def moments_room(N, pixels, channels, dtype):
@@ -33,24 +38,17 @@ def moments_room(N, pixels, channels, dtype):
 
     One for all layers of a size, as what follows: a kernel merges them before it ends.
     """
-    means, squares = scratch("moments", 2 * N * channels, dtype)[0, :2 * N * channels].reshape(2, N, channels)
-    return means, squares, np.full(N, pixels)
+    return *shared_scratch("moments", (2, N, channels), dtype), np.full(N, pixels)
 
 
 def sums_room(N, channels, dtype):
     """Where a kernel keeps the two sums of each image, (N, 2, C)."""
-    return scratch("sums", 2 * N * channels, dtype)[0, :2 * N * channels].reshape(N, 2, channels)
+    return shared_scratch("sums", (N, 2, channels), dtype)
 
 
 def weight_room(shape, dtype, add_to):
     """Where a kernel puts a weight's gradient, and whether it adds to what is there."""
     return (empty(shape, dtype), False) if add_to is None else (add_to, True)
-
-
-def partial_room(shape, dtype):
-    """Where a kernel keeps partial weight gradients; one for all layers, unless it is large."""
-    size, room = math.prod(shape), PARTIAL_BYTES // dtype.itemsize
-    return scratch("partial", room, dtype)[0, :size].reshape(shape) if size <= room else empty(shape, dtype)
 
 
 @njit(cache=True)
@@ -93,7 +91,6 @@ def load_gradient(LANES, g, z, n, normalisation, image, start, pitch):
 @njit
 def mask_and_sum(LANES, image, dx, start, residual, a, a_start, a_pitch, z, mean, height, row, C, sums, part):
     """dx = image + residual where a > 0, sum(dx) and sum(dx * (z - mean)), of `height` rows of `row` elements."""
-    far = is_far(dx)
     for c in range(0, C, LANES):
         m = load(LANES, mean, c)
         total, product = m - m, m - m
@@ -104,7 +101,7 @@ def mask_and_sum(LANES, image, dx, start, residual, a, a_start, a_pitch, z, mean
                 if residual.size:
                     v = v + load(LANES, residual, at)
                 v = where_positive(load(LANES, a, a_start + h * a_pitch + i), v)
-                put(dx, at, v, far)
+                stream(dx, at, v)
                 total = total + v
                 product = product + v * (load(LANES, z, at) - m)
         store(sums, 2 * part * C + c, total)
@@ -125,9 +122,8 @@ def finish_gradient(LANES, image, dx, start, residual, a, a_start, a_pitch, fron
     if mean.size:
         mask_and_sum(LANES, image, dx, start, residual, a, a_start, a_pitch, z, mean, height, row, C, sums, part)
     else:
-        far = is_far(dx)
         for i in range(0, height * row, LANES):
             v = load(LANES, image, i)
             if residual.size:
                 v = v + load(LANES, residual, start + i)
-            put(dx, start + i, v, far)
+            stream(dx, start + i, v)

@@ -6,7 +6,7 @@ import numpy as np
 from numba import njit
 
 from minires.backends.cpu.host import lanes_of
-from minires.backends.cpu.simd import is_far, load, put, splat, store
+from minires.backends.cpu.simd import load, splat, store, stream
 
 
 def channel_lanes(channels, dtype):
@@ -18,12 +18,12 @@ def channel_lanes(channels, dtype):
 
 
 @njit
-def moments(LANES, x, start, end, means, squares, part, y, target):
+def moments(LANES, COPIES, x, start, end, means, squares, part, y, target):
     """means[part], squares[part]: mean and sum of squares about it of rows start .. end of x: (..., C).
 
-    On the way the rows are stored to y from `target` on, if y has any elements.
+    If COPIES, a constant, says so the rows are stored to y, from `target` on, as they are read.
     """
-    C, far = means.shape[1], is_far(y)
+    C = means.shape[1]
     for c0 in range(0, C, LANES):
         c = min(c0, C - LANES)
         pivot = load(LANES, x, start * C + c)
@@ -31,16 +31,16 @@ def moments(LANES, x, start, end, means, squares, part, y, target):
         total_odd, square_odd = total, square  # two chains each, since an addition takes several cycles
         for row in range(start, end - 1, 2):
             even, odd = load(LANES, x, row * C + c), load(LANES, x, row * C + C + c)
-            if y.size:
-                put(y, target + (row - start) * C + c, even, far)
-                put(y, target + (row - start) * C + C + c, odd, far)
+            if COPIES:
+                stream(y, target + (row - start) * C + c, even)
+                stream(y, target + (row - start) * C + C + c, odd)
             v, w = even - pivot, odd - pivot
             total, square = total + v, square + v * v
             total_odd, square_odd = total_odd + w, square_odd + w * w
         if (end - start) % 2:
             last = load(LANES, x, (end - 1) * C + c)
-            if y.size:
-                put(y, target + (end - 1 - start) * C + c, last, far)
+            if COPIES:
+                stream(y, target + (end - 1 - start) * C + c, last)
             v = last - pivot
             total, square = total + v, square + v * v
         total, square = total + total_odd, square + square_odd
@@ -69,9 +69,10 @@ def _merge(means, squares, counts, merged):
 @njit(cache=True)
 def merge_channel(means, squares, counts, c, merged):
     """merged[:, c] = mean and variance of channel c as `merge_moments` has them."""
-    total, square, count = 0.0, 0.0, counts.sum()
+    total, square, count = 0.0, 0.0, 0.0
     for part in range(means.shape[0]):
         total += counts[part] * np.float64(means[part, c])
+        count += counts[part]
     centre = total / count
     for part in range(means.shape[0]):
         square += squares[part, c] + counts[part] * (means[part, c] - centre) ** 2
@@ -96,9 +97,8 @@ def add_row(partial, row, run, dweight, adds):
     partial: (G, runs, padded run, O), dweight: (runs * run, O).
     """
     r, k, O = row // run, row % run, dweight.shape[1]
-    total = partial[0, r, k]
     for g in range(1, partial.shape[0]):
         for o in range(O):
-            total[o] += partial[g, r, k, o]
+            partial[0, r, k, o] += partial[g, r, k, o]
     for o in range(O):
-        dweight[row, o] = dweight[row, o] + total[o] if adds else total[o]
+        dweight[row, o] = partial[0, r, k, o] + (dweight[row, o] if adds else 0)

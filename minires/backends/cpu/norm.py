@@ -29,7 +29,7 @@ def _batch_moments_kernel(lanes):
         while part < tasks:
             start, end = part * M // PARTS, (part + 1) * M // PARTS
             if start < end:
-                moments(lanes, x, start, end, means, squares, part, x[:0], 0)
+                moments(lanes, False, x, start, end, means, squares, part, x[:0], 0)
             part = claim(counter)
         leave(counter, thread)
 

@@ -4,8 +4,8 @@
     v = splat(LANES, number)             one number in all lanes
     store(y, offset, a * b + v * 4)      + - * on vectors are operations on all lanes; * takes a number too
     stream(y, offset, v)                 store to memory that is not read soon; offset a multiple of the vector, y aligned
-    put(y, offset, v, is_far(y))         one or the other, by the size of y
     v = rectify(v)                       max(v, 0); a NaN stays one
+    v = at_least(v, w)                   max(v, w); a NaN in v stays one
     v = where_positive(y, v)             v where y > 0, else 0
     v = sqrt(v)
 
@@ -15,13 +15,12 @@ wait for it; with these values they stay in registers.
 import operator
 
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.core.datamodel import models
 from numba.extending import intrinsic, overload, register_model
 
 I32 = ir.IntType(32)
-FAR_BYTES = 1 << 20  # of a result: larger ones have left the core's own caches before they are read again
 
 
 class VectorType(types.Type):
@@ -81,7 +80,7 @@ def store(typingctx, array, offset, value):
 
 @intrinsic
 def stream(typingctx, array, offset, value):
-    """`store` past the caches: the processor then need not read the lines it will overwrite.
+    """`store` past the caches: the processor need not read the lines it will overwrite, and keeps those that it reads again.
 
     Such a store is ordered by the atomic `claim` that follows each task.
     """
@@ -163,6 +162,15 @@ def rectify(typingctx, v):
 
 
 @intrinsic
+def at_least(typingctx, v, floor):
+    """max(v, floor) in every lane; a NaN stays one."""
+    def codegen(context, builder, sig, args):
+        return builder.select(builder.fcmp_ordered("<=", *args), args[1], args[0])
+
+    return v(v, floor), codegen
+
+
+@intrinsic
 def where_positive(typingctx, y, v):
     """v where y > 0, else 0."""
     def codegen(context, builder, sig, args):
@@ -181,18 +189,3 @@ def sqrt(typingctx, v):
         return builder.call(function, args)
 
     return v(v), codegen
-
-
-@njit
-def is_far(array):
-    """Whether an array is to be stored past the caches, which then keep what is read again, and read no line to lose it."""
-    return array.size * array.itemsize > FAR_BYTES
-
-
-@njit
-def put(array, offset, v, far):
-    """Store a vector: past the caches if `far`."""
-    if far:
-        stream(array, offset, v)
-    else:
-        store(array, offset, v)

@@ -227,7 +227,7 @@ class _Pool:
 
     def __init__(self):
         self.threads = MOST_THREADS
-        self._lock, self._state, self._workers = threading.RLock(), np.zeros(WORDS, np.int64), []
+        self._lock, self._state, self._workers, self._known = threading.RLock(), np.zeros(WORDS, np.int64), [], set()
         self._state[GATE] = CLOSED
 
     def launch(self, kernel, tasks, work, *arguments):
@@ -244,6 +244,9 @@ class _Pool:
                 leave(state, 0)
                 state[FAILED] = 0
                 raise
+            if kernel not in self._known:
+                self._known.add(kernel)
+                _forget_bitcode(kernel)
             if state[FAILED]:
                 state[FAILED] = 0
                 raise RuntimeError(f"the kernel {kernel.__name__} raised an exception in another thread than the caller's")
@@ -256,6 +259,13 @@ class _Pool:
         for worker in self._workers[:count]:
             if worker.asleep:
                 worker.bell.put(None)
+
+
+def _forget_bitcode(kernel):
+    """Numba keeps bitcode of what it compiled for functions that call it: megabytes a kernel, and no function calls one."""
+    for compiled in kernel.overloads.values():
+        if getattr(compiled.library, "_shared_module", None) is not None:
+            compiled.library._shared_module = None
 
 
 class _Worker(threading.Thread):

@@ -31,8 +31,8 @@ from minires.backends.cpu.images import (
     load_gradient,
     load_normalised,
     moments_room,
-    partial_room,
     scratch,
+    shared_scratch,
     sums_room,
     weight_room,
 )
@@ -122,13 +122,14 @@ def forward_kernel(m, rows, vectors, lanes, C, O):
     """
 
     @njit(nogil=True, cache=True)
-    def winograd(tasks, counter, thread, weight, points, rows_to_transform, x, prologue, y, merged, bias, residual, relu,
+    def winograd(tasks, counter, thread, weight, points, rows_to_transform, x, prologue, y, merged, bias, residual, least,
                  means, squares, counts, images, vs, ps, temps, start, pitch, per_block, plane):
         enter(counter, thread)
         N, H, W = y.shape[0], y.shape[1], y.shape[2]
         tiles, flat_y = (H // m) * (W // m), y.reshape(-1)
         image, v, p, temp = images[thread], vs[thread], ps[thread], temps[thread]
-        channels, out_channels = np.int64(C), np.int64(O)  # no constants: the transforms are compiled once for all shapes
+        # No constants, for each of which the transforms would be compiled once more.
+        channels, out_channels, origin = np.int64(C), np.int64(O), np.int64(0)
         task = claim(counter)
         while task < rows_to_transform:
             transform_weight(m, lanes, weight.reshape(-1), task * out_channels, channels * out_channels,
@@ -144,15 +145,15 @@ def forward_kernel(m, rows, vectors, lanes, C, O):
                     load_normalised(lanes, x, n, prologue, image, start, pitch)
                 else:
                     copy_image(x, n, image, start, pitch)
-                transform_images(m, lanes, False, image, 0, pitch, channels, H, W, v, (n - first) * tiles, plane, temp)
+                transform_images(m, lanes, False, image, origin, pitch, channels, H, W, v, (n - first) * tiles, plane, temp)
             multiply(m, rows, vectors, lanes, C, O, v, points, p, plane, (last - first) * tiles)
             for n in range(first, last):
                 target = n * H * W * O
-                transform_back(m, lanes, p, (n - first) * tiles, plane, v, 0, out_channels, H, W, temp)
+                transform_back(m, lanes, p, (n - first) * tiles, plane, v, origin, out_channels, H, W, temp)
                 if merged.size:
-                    moments(lanes, v, 0, H * W, means, squares, n, flat_y, target)
+                    moments(lanes, True, v, origin, H * W, means, squares, n, flat_y, target)
                 else:
-                    finish(lanes, v, 0, flat_y, target, H * W, out_channels, bias, residual, relu)
+                    finish(lanes, v, origin, flat_y, target, H * W, out_channels, bias, residual, least)
             task = claim_next(counter)
         await_tasks(counter, convolved)
         while task < tasks:
@@ -191,12 +192,12 @@ def gradient_kernel(m, rows, vectors, lanes, C, O):
         z_size, x_size, tiles = (H + 2) * z_pitch, (H + 2) * x_pitch, (H // m) * (W // m)
         z_image, x_image, v, p = z_images[thread], x_images[thread], vs[thread], ps[thread]
         du, temp = dus[thread], temps[thread]
-        channels, out_channels = np.int64(C), np.int64(O)
+        channels, out_channels, origin = np.int64(C), np.int64(O), np.int64(0)
         transformed = out_channels if dx.size else 0
         task = claim(counter)
         while task < transformed:
             turn_round(weight, task, v)
-            transform_weight(m, lanes, v, 0, channels, points, task * channels, channels * out_channels, channels, temp)
+            transform_weight(m, lanes, v, origin, channels, points, task * channels, channels * out_channels, channels, temp)
             task = claim_next(counter)
         await_tasks(counter, transformed)
         while task < transformed + G:
@@ -231,7 +232,7 @@ def gradient_kernel(m, rows, vectors, lanes, C, O):
                     multiply(m, rows, vectors, lanes, O, C, p, points, v, plane, (last - first) * tiles)
                     for n in range(first, last):
                         target = n * H * W * C
-                        transform_back(m, lanes, v, (n - first) * tiles, plane, p, 0, channels, H, W, temp)
+                        transform_back(m, lanes, v, (n - first) * tiles, plane, p, origin, channels, H, W, temp)
                         finish_gradient(lanes, p, dx, target, residual, x_image, (n - first) * x_size + x_start, x_pitch,
                                         front, H, W * channels, channels, sums, n)
             transform_weight_back(m, lanes, C, O, du, partial[k].reshape(-1), temp)
@@ -283,7 +284,7 @@ def _forward_plan(m, dtype, N, H, W, C, O):
 
 def _points(m, dtype, C, O):
     """Memory for transformed weights, one for all layers: each kernel transforms its weights before it uses them."""
-    return scratch("winograd points", (m + 2) ** 2 * C * O, dtype)[0]
+    return shared_scratch("winograd points", ((m + 2) ** 2 * C * O,), dtype)
 
 
 _remembered = {}  # (id of read-only weights, m): their points
@@ -310,10 +311,10 @@ def forward(m, x, prologue, weight, merged=None, epilogue=None):
     points, fresh = _points_of(weight, m, shared)
     rows = C if fresh else 0
     merged = nothing.reshape(0, 0) if merged is None else merged
-    bias, residual, relu = epilogue or (nothing, None, False)
+    bias, residual, relu = epilogue or (np.zeros(0 if merged.size else O, dtype), None, False)
     launch(kernel, rows + blocks + merged.shape[1], y.size * C, np.ascontiguousarray(weight), points, rows,
            x.reshape(N, H, W * C), prologue or (nothing,) * 3, y, merged, bias,
-           nothing if residual is None else residual.reshape(-1), relu, *places)
+           nothing if residual is None else residual.reshape(-1), dtype.type(0 if relu else -np.inf), *places)
     return y
 
 
@@ -351,5 +352,5 @@ def unit_gradient(m, g, z, normalisation, x, prologue, weight, residual_gradient
     launch(kernel, (O if need_dx else 0) + groups + 9 * C + sums, 2 * g.size * C, weight, points, g.reshape(N, H, W * O),
            (g if z is None else z).reshape(N, H, W * O), normalisation or (nothing,) * 4, x.reshape(N, H, W * C),
            prologue or (nothing,) * 3, nothing if residual_gradient is None else residual_gradient.reshape(-1), front,
-           dx.reshape(-1), total, dweight.reshape(9 * C, O), adds, partial_room((groups, 1, 9 * C, O), dtype), *places)
+           dx.reshape(-1), total, dweight.reshape(9 * C, O), adds, empty((groups, 1, 9 * C, O), dtype), *places)
     return (dx if need_dx else None), None if adds else dweight, total if sums else None
