@@ -255,8 +255,8 @@ def conv2d_unit_gradient(g, z, normalisation, x, prologue, weight, stride, paddi
     packed = pack_transposed(weight, taps, C) if need_dx else np.empty((0, C), x.dtype)
     launch(kernel, partial[0] + KH * KW * C + (C if with_sums else 0), 2 * g.size * KH * KW * C,
            g.reshape(N, g.shape[1], -1), z.reshape(N, g.shape[1], -1), normalisation, x.reshape(N, H, -1),
-           prologue or (nothing,) * 3, packed, nothing if residual_gradient is None else residual_gradient.reshape(-1), front,
-           dx.reshape(-1), total, dweight.reshape(-1, O), adds, empty(partial, x.dtype), *places)
+           prologue or (nothing,) * 3, packed, nothing if residual_gradient is None else residual_gradient.reshape(-1),
+           front, dx.reshape(-1), total, dweight.reshape(-1, O), adds, empty(partial, x.dtype), *places)
     return (dx if need_dx else None), None if adds else dweight, *(total if with_sums else (None, None))
 
 
