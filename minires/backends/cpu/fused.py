@@ -3,12 +3,14 @@
 What they compute is `minires.backends.composed`; the derivations are those of the layers. For a block of two units with
 tensors of T bytes, forward reads x, writes z1; reads z1, writes z2; reads z2 and x, writes y: 7 T. Backward reads dy, y
 and z2, writes g; reads g, z2 and z1, writes the gradient at the first ReLU; reads that, z1, x and g, writes dx: 13 T.
-Unfused the same block moves 44 T, since each normalisation, ReLU and addition makes a pass of its own. Where a network drops
-the images between blocks (layers/fused.py), forming y again moves 3 T more.
+Unfused the same block moves 44 T, since each normalisation, ReLU and addition makes a pass of its own. In a network blocks
+are joined (layers/fused.py): what writes dx reads the z2 of the block in front as well and writes that block's g, 10 T in
+all. Where the images between blocks are dropped, forming y again moves 3 T more.
 
 `unit_gradient`, loop order: as the weight gradient in conv.py, but for each image dz is formed in padded scratch, once,
-and serves the weight gradient and the input gradient; then the ReLU's mask and the two sums that the normalisation in
-front needs are taken from dx while it is in the cache.
+and serves the weight gradient and the input gradient; dx is formed in scratch too, and the ReLU's mask and the two sums
+that the normalisation in front needs are taken on its way to memory. The last phase adds up the groups' weight gradients,
+into the parameter's own, and the images' sums.
 
 Channel counts that no vector divides are computed by the composition of the plain kernels.
 """

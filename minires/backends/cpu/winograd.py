@@ -12,6 +12,8 @@ power of two would fall into the same cache sets.
 and A dz A^T, whose products over the tiles are the weight gradient's points, summed over a group of images in a thread's
 own scratch; then V of dz and, as forward, the input gradient.
 
+Both transform their weights in a phase before (threads.py), and merge the sums of images and groups in one behind.
+
 Bytes moved: x once, y once, as the direct kernel. Multiplications: (m + 2)^2 / (9 m^2) of the direct kernel's.
 """
 import weakref
