@@ -5,6 +5,7 @@ import platform
 import subprocess
 import sys
 import time
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from numba import njit
 from minires import SGD, CrossEntropyLoss, UserError, build_model, fuse, inference_mode, set_num_threads
 from minires.backends import composed, cpu, reference
 from minires.backends.cpu import arena as arena_module
-from minires.backends.cpu import threads
+from minires.backends.cpu import threads, winograd
 from minires.backends.cpu.algorithm import use_convolution, winograd_size
 from minires.backends.cpu.arena import Arena, arena
 from minires.backends.cpu.moments import merge_moments
@@ -181,6 +182,18 @@ def test_a_network_makes_one_pass_for_the_gradient_at_its_last_block(monkeypatch
     y = model(rng.standard_normal((2, 8, 8, 3)).astype(np.float32))
     model.backward(np.ones_like(y))
     assert len(calls) == 1
+
+
+def test_transformed_weights_are_remembered_once_they_are_there(monkeypatch, rng):
+    x, weight = rng.standard_normal((2, 8, 8, 16)), rng.standard_normal((3, 3, 16, 16))
+    weight.setflags(write=False)
+    with use_convolution("winograd4"):
+        with monkeypatch.context() as broken, pytest.raises(KeyboardInterrupt):
+            broken.setattr(winograd, "launch", Mock(side_effect=KeyboardInterrupt))
+            cpu.conv2d_forward(x, weight, None, *SAME, (1, 1))
+        for _ in range(2):
+            y = cpu.conv2d_forward(x, weight, None, *SAME, (1, 1))
+            assert error(y, reference.conv2d_forward(x, weight, None, *SAME, (1, 1))) < 1e-12
 
 
 def test_fusion_is_off_by_default_and_can_be_switched_off():

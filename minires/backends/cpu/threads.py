@@ -112,7 +112,7 @@ def enter(typingctx, counter, thread):
             with builder.if_then(builder.icmp_signed(">", threads, I64(1))):
                 kind = ir.LiteralStructType([argument.type for argument in kernel.args])
                 if context.get_abi_sizeof(kind) > 8 * (WORDS - ARGUMENTS):
-                    raise NotImplementedError(f"{kernel.name} has too many arguments: raise WORDS in threads.py")
+                    raise ValueError(f"{kernel.name} has too many arguments: raise WORDS in threads.py")
                 frame = builder.bitcast(_pointer(context, builder, state, ARGUMENTS), kind.as_pointer())
                 for index, argument in enumerate(kernel.args):
                     builder.store(argument, builder.gep(frame, [I32(0), I32(index)]), align=1)

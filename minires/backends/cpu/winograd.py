@@ -296,12 +296,14 @@ def _points_of(weight, m, shared):
     """Where the points of weights are, and whether they must be transformed: not again while read-only ones live."""
     if weight.flags.writeable:
         return shared, True
-    key = id(weight), m
-    known = key in _remembered
-    if not known:
-        _remembered[key] = aligned_zeros(((m + 2) ** 2 * weight.shape[2] * weight.shape[3],), weight.dtype)
-        weakref.finalize(weight, _remembered.pop, key)
-    return _remembered[key], not known
+    known = _remembered.get((id(weight), m))
+    return (aligned_zeros(shared.shape, shared.dtype), True) if known is None else (known, False)
+
+
+def _remember(weight, m, points):
+    """Keep the points of read-only weights; only once they are there, since another thread may ask meanwhile."""
+    if not weight.flags.writeable and _remembered.setdefault((id(weight), m), points) is points:
+        weakref.finalize(weight, _remembered.pop, (id(weight), m))
 
 
 def forward(m, x, prologue, weight, merged=None, epilogue=None):
@@ -317,6 +319,8 @@ def forward(m, x, prologue, weight, merged=None, epilogue=None):
     launch(kernel, rows + blocks + merged.shape[1], y.size * C, np.ascontiguousarray(weight), points, rows,
            x.reshape(N, H, W * C), prologue or (nothing,) * 3, y, merged, bias,
            nothing if residual is None else residual.reshape(-1), dtype.type(0 if relu else -np.inf), *places)
+    if fresh:
+        _remember(weight, m, points)
     return y
 
 
