@@ -14,9 +14,8 @@ import math
 from functools import cache, lru_cache
 
 import numpy as np
-from numba import njit
 
-from minires.backends.cpu import winograd
+from minires.backends.cpu import jit, winograd
 from minires.backends.cpu.algorithm import winograd_size
 from minires.backends.cpu.arena import empty
 from minires.backends.cpu.gather import GROUPS, run_gather
@@ -61,7 +60,7 @@ def conv2d_input_gradient(dy, weight, x_shape, stride, padding, dilation):
     return narrow(run_gather(plan, dy, pack_transposed(weight, plan.taps, wide), wide), C)
 
 
-@njit
+@jit.part
 def weight_gradient_image(ROWS, VECTORS, LANES, image, dy, dy_start, dy_pitch, partial, O, o_start, o_end, OH, OW,
                           runs, run, step_row, step_column):
     """One image's share of the weight gradient, added to `partial`: (runs, padded run, O)."""
@@ -80,7 +79,7 @@ def weight_gradient_kernel(rows, vectors, lanes):
     """The kernel over a batch for one tiling: groups of images, then sums over the groups (one task a row)."""
     block = vectors * lanes
 
-    @njit(nogil=True, cache=True)
+    @jit.kernel
     def weight_gradient(tasks, counter, thread, dy, x, partial, dweight, image, runs, run, start, pitch, step_row,
                         step_column, slices):
         enter(counter, thread)

@@ -3,9 +3,9 @@
 Bytes moved: each operand once. These are bound by memory, so each loop does all its formula asks for in one pass.
 """
 import numpy as np
-from numba import njit
 
 from minires.backends import reference
+from minires.backends.cpu import jit
 from minires.backends.cpu.arena import empty
 from minires.backends.cpu.threads import claim, enter, launch, leave
 
@@ -23,14 +23,14 @@ def share(kernel, size, *arguments):
     launch(kernel, -(-size // CHUNK), size, *arguments)
 
 
-@njit(cache=True)
+@jit.part
 def part(array, chunk):
     """One chunk of a flat array, as a view: a loop over its own range needs no index check, so it vectorises."""
     start = np.int64(chunk) * CHUNK
     return array[start:start + CHUNK]
 
 
-@njit(nogil=True, cache=True)
+@jit.kernel
 def _relu(tasks, counter, thread, x, y):
     enter(counter, thread)
     chunk = claim(counter)
@@ -42,7 +42,7 @@ def _relu(tasks, counter, thread, x, y):
     leave(counter, thread)
 
 
-@njit(nogil=True, cache=True)
+@jit.kernel
 def _relu_gradient(tasks, counter, thread, dy, y, dx):
     enter(counter, thread)
     chunk = claim(counter)
@@ -54,7 +54,7 @@ def _relu_gradient(tasks, counter, thread, dy, y, dx):
     leave(counter, thread)
 
 
-@njit(nogil=True, cache=True)
+@jit.kernel
 def _add(tasks, counter, thread, a, b, y):
     enter(counter, thread)
     chunk = claim(counter)
@@ -66,7 +66,7 @@ def _add(tasks, counter, thread, a, b, y):
     leave(counter, thread)
 
 
-@njit(nogil=True, cache=True)
+@jit.kernel
 def _keep(tasks, counter, thread, x, keep, scale, y):
     enter(counter, thread)
     chunk = claim(counter)
@@ -111,7 +111,7 @@ def dropout_backward(dy, keep, p):
     return dropout_forward(dy, keep, p)
 
 
-@njit(nogil=True, cache=True)
+@jit.kernel
 def _sgd(tasks, counter, thread, parameters, grads, velocities, weight_decays, lr, momentum, nesterov):
     enter(counter, thread)
     task = claim(counter)
@@ -127,7 +127,7 @@ def _sgd(tasks, counter, thread, parameters, grads, velocities, weight_decays, l
     leave(counter, thread)
 
 
-@njit(nogil=True, cache=True)
+@jit.kernel
 def _adamw(tasks, counter, thread, parameters, grads, firsts, seconds, keeps, lr, beta1, take1, beta2, take2,
            unbias1, unbias2, eps):
     enter(counter, thread)

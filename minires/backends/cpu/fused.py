@@ -17,10 +17,9 @@ Channel counts that no vector divides are computed by the composition of the pla
 from functools import cache, lru_cache
 
 import numpy as np
-from numba import njit
 
 from minires.backends import composed
-from minires.backends.cpu import conv, elementwise, norm, winograd
+from minires.backends.cpu import conv, elementwise, jit, norm, winograd
 from minires.backends.cpu.algorithm import winograd_size
 from minires.backends.cpu.arena import empty
 from minires.backends.cpu.conv import pack_transposed, weight_gradient_image
@@ -95,7 +94,7 @@ def conv2d_bias_relu(x, weight, bias, residual, relu, stride, padding):
 
 @cache
 def _normalise_add_relu_kernel(lanes):
-    @njit(nogil=True, cache=True)
+    @jit.kernel
     def normalise_add_relu(tasks, counter, thread, z, mean, scale, bias, residual, y):
         enter(counter, thread)
         M, C = z.shape
@@ -128,7 +127,7 @@ def normalise_add_relu(z, prologue, residual):
 
 @cache
 def _add_relu_gradient_kernel(lanes):
-    @njit(nogil=True, cache=True)
+    @jit.kernel
     def add_relu_gradient(tasks, counter, thread, dy, y, z, mean, g, sums, total):
         enter(counter, thread)
         M, C = z.shape
@@ -168,7 +167,7 @@ def add_relu_gradient(dy, y, z, mean):
 
 @cache
 def _unit_gradient_kernel(rows, across, vectors, weight_rows, weight_vectors, lanes):
-    @njit(nogil=True, cache=True)
+    @jit.kernel
     def unit_gradient(tasks, counter, thread, g, z, normalisation, x, prologue, weight, residual, front, dx, total,
                       dweight, adds, partial, sums, z_images, z_start, z_pitch, x_images, x_start, x_pitch, dx_images,
                       phases, segments, runs, run, step_row, step_column):
@@ -270,7 +269,7 @@ def batchnorm_coefficients(sum_g, sum_gx, var, weight, eps, count, add_to=(None,
     return *factors, *(value if gradient is None else None for value, gradient in zip(gradients, add_to, strict=True))
 
 
-@njit(cache=True)
+@jit.kernel
 def _coefficients(sum_g, sum_gx, var, weight, eps, part, factors, weight_gradient, bias_gradient):
     """In one call what NumPy does in twenty, each of them slower than all of this (see threads.py)."""
     for c in range(var.size):

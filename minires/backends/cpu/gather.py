@@ -17,8 +17,8 @@ Measured on one core of a Zen 5 at AVX-512, 3x3: 16 channels at 32 x 32 pixels 1
 from functools import cache
 
 import numpy as np
-from numba import njit
 
+from minires.backends.cpu import jit
 from minires.backends.cpu.arena import aligned, empty
 from minires.backends.cpu.host import lanes_of
 from minires.backends.cpu.images import copy_image, load_normalised, moments_room, scratch
@@ -30,7 +30,7 @@ from minires.backends.cpu.threads import await_tasks, claim, claim_next, enter, 
 GROUPS = 16  # parts of the work: a fixed number, whatever the threads, so that every sum has a fixed order
 
 
-@njit
+@jit.part
 def gather_image(ROWS, ACROSS, VECTORS, LANES, image, weight, y, target, out_channels, o_start, o_end, phases, segments,
                  step_row, step_column):
     """The convolution of one padded image with output channels o_start .. o_end."""
@@ -50,7 +50,7 @@ def gather_image(ROWS, ACROSS, VECTORS, LANES, image, weight, y, target, out_cha
                              k_len, r_len, s - first)
 
 
-@njit
+@jit.part
 def finish(LANES, image, at, y, target, pixels, channels, bias, residual, least):
     """One image of y, from `target` on: max(image + bias + residual, least)."""
     floor = splat(LANES, least)
@@ -71,7 +71,7 @@ def gather_kernel(rows, across, vectors, lanes):
     """
     block = vectors * lanes
 
-    @njit(nogil=True, cache=True)
+    @jit.kernel
     def gather(tasks, counter, thread, x, prologue, weight, y, merged, bias, residual, least, means, squares, counts, images,
                outs, phases, segments, start, pitch, step_row, step_column, slices):
         enter(counter, thread)

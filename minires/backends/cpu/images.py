@@ -10,8 +10,8 @@ import math
 from functools import lru_cache
 
 import numpy as np
-from numba import njit
 
+from minires.backends.cpu import jit
 from minires.backends.cpu.arena import aligned_zeros, empty
 from minires.backends.cpu.simd import load, rectify, store, stream, where_positive
 from minires.backends.cpu.threads import MOST_THREADS
@@ -51,7 +51,7 @@ def weight_room(shape, dtype, add_to):
     return (empty(shape, dtype), False) if add_to is None else (add_to, True)
 
 
-@njit(cache=True)
+@jit.part
 def copy_image(x, n, image, start, pitch):
     """Rows of x[n]: (H, W * C) into `image` from element `start` on, `pitch` elements a row."""
     for h in range(x.shape[1]):
@@ -60,7 +60,7 @@ def copy_image(x, n, image, start, pitch):
             target[i] = source[i]
 
 
-@njit
+@jit.part
 def load_normalised(LANES, x, n, prologue, image, start, pitch):
     """image = relu((x[n] - mean) * scale + bias), channel by channel; prologue: those three, each (C,)."""
     mean, scale, bias = prologue
@@ -73,7 +73,7 @@ def load_normalised(LANES, x, n, prologue, image, start, pitch):
                 store(image, target + i, rectify((load(LANES, x, source + i) - m) * s + b))
 
 
-@njit
+@jit.part
 def load_gradient(LANES, g, z, n, normalisation, image, start, pitch):
     """image = from_dy * g[n] + from_x * (z[n] - mean) + constant, normalisation: those four (mean first), each (C,)."""
     mean, from_dy, from_x, constant = normalisation
@@ -88,7 +88,7 @@ def load_gradient(LANES, g, z, n, normalisation, image, start, pitch):
                 store(image, target + i, load(LANES, g, source + i) * a + (centred * b + d))
 
 
-@njit
+@jit.part
 def mask_and_sum(LANES, image, dx, start, residual, a, a_start, a_pitch, z, mean, height, row, C, sums, part):
     """dx = image + residual where a > 0, sum(dx) and sum(dx * (z - mean)), of `height` rows of `row` elements."""
     for c in range(0, C, LANES):
@@ -115,7 +115,7 @@ def front_of(x, prologue, front):
     return front or (x[:0], np.empty(0, x.dtype))
 
 
-@njit
+@jit.part
 def finish_gradient(LANES, image, dx, start, residual, a, a_start, a_pitch, front, height, row, C, sums, part):
     """From scratch to memory, one image's dx: with a front (z, mean) `mask_and_sum`, else plus residual, if there is one."""
     z, mean = front

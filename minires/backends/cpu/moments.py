@@ -3,8 +3,8 @@
 Sums are taken about the part's first row, so that a large mean costs no digits, and kept in registers.
 """
 import numpy as np
-from numba import njit
 
+from minires.backends.cpu import jit
 from minires.backends.cpu.host import lanes_of
 from minires.backends.cpu.simd import load, splat, store, stream
 
@@ -17,7 +17,7 @@ def channel_lanes(channels, dtype):
     return min(lanes_of(dtype), 1 << (channels.bit_length() - 1))
 
 
-@njit
+@jit.part
 def moments(LANES, COPIES, x, start, end, means, squares, part, y, target):
     """means[part], squares[part]: mean and sum of squares about it of rows start .. end of x: (..., C).
 
@@ -60,13 +60,13 @@ def merge_moments(means, squares, counts):
     return merged[0], merged[1]
 
 
-@njit(cache=True)
+@jit.kernel
 def _merge(means, squares, counts, merged):
     for c in range(means.shape[1]):
         merge_channel(means, squares, counts, c, merged)
 
 
-@njit(cache=True)
+@jit.part
 def merge_channel(means, squares, counts, c, merged):
     """merged[:, c] = mean and variance of channel c as `merge_moments` has them."""
     total, square, count = 0.0, 0.0, 0.0
@@ -80,7 +80,7 @@ def merge_channel(means, squares, counts, c, merged):
     merged[1, c] = square / count
 
 
-@njit(cache=True)
+@jit.part
 def add_channel(sums, c, total):
     """total[:, c] = the sums of all parts, added in order and in float64. sums: (P, 2, C), total: (2, C)."""
     first, second = 0.0, 0.0
@@ -90,7 +90,7 @@ def add_channel(sums, c, total):
     total[0, c], total[1, c] = first, second
 
 
-@njit(cache=True)
+@jit.part
 def add_row(partial, row, run, dweight, adds):
     """dweight[row] = or, with `adds`, += the sum over the groups, in order.
 

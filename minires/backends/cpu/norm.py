@@ -8,9 +8,9 @@ Bytes moved: forward x twice and y once; backward dy and x twice and dx once.
 from functools import cache
 
 import numpy as np
-from numba import njit
 
 from minires.backends.composed import batchnorm_coefficients
+from minires.backends.cpu import jit
 from minires.backends.cpu.arena import empty
 from minires.backends.cpu.moments import channel_lanes, merge_moments, moments
 from minires.backends.cpu.simd import load, store
@@ -21,7 +21,7 @@ PARTS = 64
 
 @cache
 def _batch_moments_kernel(lanes):
-    @njit(nogil=True, cache=True)
+    @jit.kernel
     def batch_moments(tasks, counter, thread, x, means, squares):
         enter(counter, thread)
         M = x.shape[0]
@@ -38,7 +38,7 @@ def _batch_moments_kernel(lanes):
 
 @cache
 def _apply_kernel(lanes):
-    @njit(nogil=True, cache=True)
+    @jit.kernel
     def apply(tasks, counter, thread, x, mean, scale, bias, y):
         enter(counter, thread)
         M, C = x.shape
@@ -57,7 +57,7 @@ def _apply_kernel(lanes):
 
 @cache
 def _gradient_sums_kernel(lanes):
-    @njit(nogil=True, cache=True)
+    @jit.kernel
     def gradient_sums(tasks, counter, thread, dy, x, mean, sums):
         enter(counter, thread)
         M, C = x.shape
@@ -82,7 +82,7 @@ def _gradient_sums_kernel(lanes):
 
 @cache
 def _gradient_kernel(lanes):
-    @njit(nogil=True, cache=True)
+    @jit.kernel
     def gradient(tasks, counter, thread, dy, x, mean, from_dy, from_x, constant, dx):
         enter(counter, thread)
         M, C = x.shape
@@ -139,7 +139,7 @@ def batchnorm_backward(dy, x, mean, var, weight, eps, batch_statistics):
     return dx, dweight, dbias
 
 
-@njit(nogil=True, cache=True)
+@jit.kernel
 def _channel_sums(tasks, counter, thread, dy, sums):
     enter(counter, thread)
     M, C = dy.shape
@@ -160,7 +160,7 @@ def channel_sum(dy):
     return sums.sum(0, dtype=np.float64).astype(dy.dtype)
 
 
-@njit(nogil=True, cache=True)
+@jit.kernel
 def _layernorm(tasks, counter, thread, x, weight, bias, eps, y, mean, var):
     enter(counter, thread)
     M, C = x.shape
@@ -182,7 +182,7 @@ def _layernorm(tasks, counter, thread, x, weight, bias, eps, y, mean, var):
     leave(counter, thread)
 
 
-@njit(nogil=True, cache=True)
+@jit.kernel
 def _layernorm_gradient(tasks, counter, thread, dy, x, mean, var, weight, eps, dx, dweight, dbias):
     enter(counter, thread)
     M, C = x.shape

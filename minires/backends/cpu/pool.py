@@ -4,14 +4,14 @@ Bytes moved: x once, y once (and argmax, 4 bytes an output). The backward passes
 zeroed and added to while it is in the cache.
 """
 import numpy as np
-from numba import njit
 
+from minires.backends.cpu import jit
 from minires.backends.cpu.arena import empty
 from minires.backends.cpu.threads import claim, enter, launch, leave
 from minires.backends.reference import output_size
 
 
-@njit(nogil=True, cache=True)
+@jit.kernel
 def _maxpool(tasks, counter, thread, x, y, argmax, kernel, stride, padding, dilation):
     enter(counter, thread)
     N, H, W, C = x.shape
@@ -39,7 +39,7 @@ def _maxpool(tasks, counter, thread, x, y, argmax, kernel, stride, padding, dila
     leave(counter, thread)
 
 
-@njit(nogil=True, cache=True)
+@jit.kernel
 def _maxpool_gradient(tasks, counter, thread, dy, argmax, dx, kernel, stride, padding, dilation):
     enter(counter, thread)
     N, OH, OW, C = dy.shape
@@ -56,7 +56,7 @@ def _maxpool_gradient(tasks, counter, thread, dy, argmax, dx, kernel, stride, pa
     leave(counter, thread)
 
 
-@njit(nogil=True, cache=True)
+@jit.kernel
 def _avgpool(tasks, counter, thread, x, y, kernel, stride, padding):
     enter(counter, thread)
     N, H, W, C = x.shape
@@ -75,7 +75,7 @@ def _avgpool(tasks, counter, thread, x, y, kernel, stride, padding):
     leave(counter, thread)
 
 
-@njit(nogil=True, cache=True)
+@jit.kernel
 def _avgpool_gradient(tasks, counter, thread, dy, dx, kernel, stride, padding):
     enter(counter, thread)
     N, H, W, C = dx.shape
@@ -129,7 +129,7 @@ def avgpool2d_backward(dy, x_shape, kernel_size, stride, padding):
     return dx
 
 
-@njit(nogil=True, cache=True)
+@jit.kernel
 def _global_mean(tasks, counter, thread, x, y):
     enter(counter, thread)
     N, P, C = x.shape
@@ -145,7 +145,7 @@ def _global_mean(tasks, counter, thread, x, y):
     leave(counter, thread)
 
 
-@njit(nogil=True, cache=True)
+@jit.kernel
 def _spread(tasks, counter, thread, dy, dx):
     enter(counter, thread)
     N, P, C = dx.shape
@@ -174,7 +174,7 @@ def global_avgpool_backward(dy, x_shape):
     return dx
 
 
-@njit(nogil=True, cache=True)
+@jit.kernel
 def _pad_shortcut(tasks, counter, thread, x, y, before, stride):
     enter(counter, thread)
     N, OH, OW, O = y.shape
@@ -190,7 +190,7 @@ def _pad_shortcut(tasks, counter, thread, x, y, before, stride):
     leave(counter, thread)
 
 
-@njit(nogil=True, cache=True)
+@jit.kernel
 def _pad_shortcut_gradient(tasks, counter, thread, dy, dx, before, stride):
     enter(counter, thread)
     N, H, W, C = dx.shape

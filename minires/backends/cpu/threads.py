@@ -40,9 +40,11 @@ from queue import SimpleQueue
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
+
+from minires.backends.cpu import jit
 
 SMALL = 1 << 16  # operations: below, handing work to another thread takes longer than doing it
 SPINS = 20000  # looks before a thread sleeps, about 0.4 ms
@@ -162,14 +164,14 @@ def _count_in(typingctx, state, gate):
     return types.boolean(state, types.int64), codegen
 
 
-@njit
+@jit.part
 def claim_next(counter):
     """The number of the next task; says that the one this thread had is done."""
     _task_done(counter)
     return claim(counter)
 
 
-@njit
+@jit.part
 def _wait(looks):
     if looks < SPINS:
         _pause()
@@ -177,7 +179,7 @@ def _wait(looks):
         _yield_core()
 
 
-@njit
+@jit.part
 def await_tasks(counter, count):
     """Wait until `count` tasks are done. All of them have been claimed: the wait is no longer than a task."""
     looks = 0
@@ -186,7 +188,7 @@ def await_tasks(counter, count):
         _wait(looks)
 
 
-@njit(nogil=True, cache=True)
+@jit.kernel
 def leave(counter, thread):
     """In thread 0: let nobody else enter, and wait until those inside are out. In others nothing."""
     if thread == 0:
@@ -197,7 +199,7 @@ def leave(counter, thread):
             _wait(looks)
 
 
-@njit(nogil=True, cache=True)
+@jit.kernel
 def _serve(state, thread, last):
     """Run kernels as `thread` until none came for a moment; last: the number of the last, which is returned too."""
     looks = 0

@@ -27,12 +27,12 @@ Source: Winograd 1980; Lavin & Gray 2016, "Fast Algorithms for Convolutional Neu
 Each function reads its vectors from x, `step` elements apart from `at` on, and writes to y, `hop` apart from `to` on.
 M is m, LANES the vector width; both are compile-time constants, and the functions are inlined.
 """
-from numba import njit
 
+from minires.backends.cpu import jit
 from minires.backends.cpu.simd import load, store
 
 
-@njit
+@jit.part
 def input_1d(M, LANES, x, at, step, y, to, hop):
     """B^T d: M + 2 inputs to M + 2 products."""
     d0, d1 = load(LANES, x, at), load(LANES, x, at + step)
@@ -54,7 +54,7 @@ def input_1d(M, LANES, x, at, step, y, to, hop):
         store(y, to + 3 * hop, d3 - d1)
 
 
-@njit
+@jit.part
 def output_1d(M, LANES, x, at, step, y, to, hop):
     """A^T p: M + 2 products to M outputs."""
     p0, p1 = load(LANES, x, at), load(LANES, x, at + step)
@@ -71,7 +71,7 @@ def output_1d(M, LANES, x, at, step, y, to, hop):
         store(y, to + hop, p1 - p2 + p3)
 
 
-@njit
+@jit.part
 def output_adjoint_1d(M, LANES, x, at, step, y, to, hop):
     """A dy: M output gradients to M + 2."""
     z0, z1 = load(LANES, x, at), load(LANES, x, at + step)
@@ -92,7 +92,7 @@ def output_adjoint_1d(M, LANES, x, at, step, y, to, hop):
         store(y, to + 3 * hop, z1)
 
 
-@njit
+@jit.part
 def weight_1d(M, LANES, x, at, step, y, to, hop):
     """G g: 3 weights to M + 2."""
     g0, g1, g2 = load(LANES, x, at), load(LANES, x, at + step), load(LANES, x, at + 2 * step)
@@ -113,7 +113,7 @@ def weight_1d(M, LANES, x, at, step, y, to, hop):
         store(y, to + 3 * hop, g2)
 
 
-@njit
+@jit.part
 def weight_adjoint_1d(M, LANES, x, at, step, y, to, hop):
     """G^T u: M + 2 products to 3 weight gradients."""
     u0, u1 = load(LANES, x, at), load(LANES, x, at + step)

@@ -20,8 +20,8 @@ import weakref
 from functools import cache, lru_cache
 
 import numpy as np
-from numba import njit
 
+from minires.backends.cpu import jit
 from minires.backends.cpu.arena import aligned_zeros, empty
 from minires.backends.cpu.gather import GROUPS, finish
 from minires.backends.cpu.geometry import ACCUMULATORS, round_up
@@ -46,7 +46,7 @@ from minires.backends.cpu.transforms import input_1d, output_1d, output_adjoint_
 BLOCK_BYTES = 300 << 10  # of V, for a block of images: P is as large, and both with the weights fill a 1 MiB cache
 
 
-@njit
+@jit.part
 def transform_images(M, LANES, adjoint, image, start, pitch, C, H, W, points, first_tile, plane, temp):
     """V of one padded image, or with `adjoint` A dz A^T: tiles of M x M pixels to (M + 2)^2 planes of `points`."""
     size = M + 2
@@ -69,7 +69,7 @@ def transform_images(M, LANES, adjoint, image, start, pitch, C, H, W, points, fi
                                  points, i * size * plane + tile_at + c, plane)
 
 
-@njit
+@jit.part
 def transform_back(M, LANES, points, first_tile, plane, y, start, C, H, W, temp):
     """The outputs of one image from the products of its tiles."""
     size = M + 2
@@ -85,7 +85,7 @@ def transform_back(M, LANES, points, first_tile, plane, y, start, C, H, W, temp)
                               y, start + ((th * M + i) * W + tw * M) * C + c, C)
 
 
-@njit
+@jit.part
 def multiply(M, ROWS, VECTORS, LANES, C, O, v, weight, p, plane, tiles):
     """P = V @ weight for each point. v: (points, tiles, C), weight: (points, C, O), p: (points, tiles, O)."""
     for point in range((M + 2) * (M + 2)):
@@ -95,7 +95,7 @@ def multiply(M, ROWS, VECTORS, LANES, C, O, v, weight, p, plane, tiles):
                      weight, point * C * O + o, O, 0, p, point * plane + t * O + o, O, 0, C, 1, 0)
 
 
-@njit
+@jit.part
 def transform_weight(M, LANES, weight, at, plane, points, target, points_plane, count, temp):
     """G weight G^T of `count` elements of each plane, from `at` on to `target` on. 9 planes to (M + 2)^2."""
     size = M + 2
@@ -106,7 +106,7 @@ def transform_weight(M, LANES, weight, at, plane, points, target, points_plane, 
             weight_1d(M, LANES, temp, 3 * k * LANES, LANES, points, target + i + k * size * points_plane, points_plane)
 
 
-@njit
+@jit.part
 def turn_round(weight, o, row):
     """row (3, 3, C) = the weights of output channel o, taps in reverse: of the input gradient's kernel, input channel o."""
     C = weight.shape[2]
@@ -123,7 +123,7 @@ def forward_kernel(m, rows, vectors, lanes, C, O):
     Its empty arrays switch off what they are for.
     """
 
-    @njit(nogil=True, cache=True)
+    @jit.kernel
     def winograd(tasks, counter, thread, weight, points, rows_to_transform, x, prologue, y, merged, bias, residual, least,
                  means, squares, counts, images, vs, ps, temps, start, pitch, per_block, plane):
         enter(counter, thread)
@@ -166,7 +166,7 @@ def forward_kernel(m, rows, vectors, lanes, C, O):
     return winograd
 
 
-@njit
+@jit.part
 def transform_weight_back(M, LANES, C, O, du, dweight, temp):
     """G^T du G: (points, C, O) -> (3, 3, C, O)."""
     size = M + 2
@@ -185,7 +185,7 @@ def gradient_kernel(m, rows, vectors, lanes, C, O):
     over the groups (one task an input channel and tap) and over the images (one a channel).
     """
 
-    @njit(nogil=True, cache=True)
+    @jit.kernel
     def gradient(tasks, counter, thread, weight, points, g, z, normalisation, x, prologue, residual, front, dx, total,
                  dweight, adds, partial, sums, z_images, z_start, z_pitch, x_images, x_start, x_pitch, vs, ps, dus, temps,
                  per_block, plane):
