@@ -2,13 +2,14 @@
 
 Reading order: microkernel (the inner loop), geometry (which elements it multiplies), conv, norm, pool, elementwise; and
 simd (vectors as values), host (how wide they are), arena (memory that is used again),
-threads (who computes what).
+threads (who computes what), jit and ahead (how and when kernels are compiled).
 """
 import sys
 
 from numba.core import event
 
 from minires.backends.cpu import threads
+from minires.backends.cpu.ahead import ahead
 from minires.backends.cpu.conv import conv2d_forward, conv2d_input_gradient, conv2d_weight_gradient
 from minires.backends.cpu.elementwise import (
     adamw_update,
@@ -108,10 +109,11 @@ class _Announcement(event.Listener):
     told = False
 
     def on_start(self, event):
-        function = event.data["dispatcher"].py_func
-        if not self.told and function.__module__.startswith("minires."):
-            _Announcement.told = True
-            print("minires: compiling CPU kernels for this machine (cached for the next time)", file=sys.stderr)
+        if event.data["dispatcher"].py_func.__module__.startswith("minires."):
+            ahead.compiling()
+            if not self.told:
+                _Announcement.told = True
+                print("minires: compiling CPU kernels for this machine (cached for the next time)", file=sys.stderr)
 
     def on_end(self, event):
         pass
