@@ -77,7 +77,17 @@ def _moments(results, x, prologue, weight, *_):
     yield _small("finish_moments")
 
 
-def _unit_gradient(results, g, z, _, x, prologue, weight, stride, padding, residual_gradient, need_dx, front, add_to):
+def _add_relu_moments(results, z, prologue, residual, weight, *_):
+    y, *moments = results
+    yield from _normalise_add_relu(y, z, prologue, residual)
+    yield from _moments(moments, y, None, weight)
+
+
+def _unit_gradient(results, g, z, _, x, prologue, weight, stride, padding, residual_gradient, need_dx, front, add_to,
+                   shortcut):
+    if shortcut is not None:
+        yield from _normalise_add_relu(x, x, prologue, shortcut)
+        front, prologue = (x, prologue[0]), None
     dx, (flops, shape) = results[0], _product(weight, g)
     yield Launch("normalisation_gradient", _image(g), 0, _size(g, z) + g.nbytes)
     yield Launch("conv2d_weight_gradient", shape, flops, _size(g, x, weight))  # dweight is as large
@@ -142,8 +152,9 @@ def _sgd_update(_, parameters, grads, velocities, *__):
 
 # What the CUDA back end launches for an operator: function(its results, *its arguments).
 KERNELS = {
-    "conv2d_moments": _moments, "conv2d_unit_gradient": _unit_gradient, "normalise_add_relu": _normalise_add_relu,
-    "add_relu_gradient": _add_relu_gradient, "batchnorm_coefficients": lambda *_: [_small("batchnorm_coefficients")],
+    "conv2d_moments": _moments, "add_relu_conv2d_moments": _add_relu_moments, "conv2d_unit_gradient": _unit_gradient,
+    "normalise_add_relu": _normalise_add_relu, "add_relu_gradient": _add_relu_gradient,
+    "batchnorm_coefficients": lambda *_: [_small("batchnorm_coefficients")],
     "pad_shortcut_forward": _pad_shortcut_forward, "pad_shortcut_backward": _pad_shortcut_backward,
     "global_avgpool_forward": _once("image_means"), "global_avgpool_backward": _once("spread_means"),
     "linear_forward": _linear_forward, "linear_backward": _linear_backward,

@@ -58,9 +58,15 @@ def test_every_algorithm_computes_the_fused_unit(algorithm, shape, dtype, tolera
                              composed.conv2d_moments(reference, x64, wide[0], weight64, *SAME), strict=True):
             assert got.dtype == dtype
             assert error(got, want) < tolerance
-        for before, before64, add, add64 in ((prologue, wide[0], None, None), (None, None, residual, residual64)):
-            got = cpu.conv2d_unit_gradient(g, z, normalisation, x, before, weight, *SAME, add, True)
-            want = composed.conv2d_unit_gradient(reference, g64, z64, wide[1], x64, before64, weight64, *SAME, add64, True)
+        expected = composed.add_relu_conv2d_moments(reference, x64, wide[0], residual64, weight64, *SAME)
+        for got, want in zip(cpu.add_relu_conv2d_moments(x, prologue, residual, weight, *SAME), expected, strict=True):
+            assert error(got, want) < tolerance
+        for before, before64, add, add64, within, within64 in (
+                (prologue, wide[0], None, None, None, None), (None, None, residual, residual64, None, None),
+                (prologue, wide[0], residual, residual64, residual, residual64)):
+            got = cpu.conv2d_unit_gradient(g, z, normalisation, x, before, weight, *SAME, add, True, shortcut=within)
+            want = composed.conv2d_unit_gradient(reference, g64, z64, wide[1], x64, before64, weight64, *SAME, add64, True,
+                                                 shortcut=within64)
             for a, b in zip(got, want, strict=True):
                 assert (a is None and b is None) or error(a, b) < tolerance
         bias = prologue[0][:1].repeat(weight.shape[3])
@@ -158,20 +164,51 @@ def test_training_follows_the_same_losses_fused_and_not():
     assert fused[-1] < fused[0]
 
 
-def test_blocks_hand_on_their_whole_gradient_where_somebody_listens(rng):
-    """Blocks of a fused network hand on a masked gradient, which saves passes; a listener is told dx as it is unfused."""
+def close(some, others, strict=True):
+    return all(np.abs(a - b).max() <= 1e-10 * np.abs(a).max() for a, b in zip(some, others, strict=strict))
+
+
+def test_blocks_hand_on_whole_images_and_gradients_where_somebody_listens(rng):
+    """Blocks of a fused network hand on images that are not formed yet and masked gradients, which saves passes; a listener
+    is told y and dx as they are unfused."""
     x, blocks = rng.standard_normal((2, 8, 8, 3)), [f"layer{stage}.{index}" for stage in (1, 2, 3) for index in range(3)]
 
-    def gradients(fused, listened):
+    def run(fused, forward, backward):
         model, told = fuse(build_model("resnet20", rng=np.random.default_rng(5)).astype(np.float64), fused), {}
-        y = model(x)
-        with tapped(model, None, (lambda name, layer, dy, dx: told.update({name: dx})) if listened else None):
+        with tapped(model, (lambda name, layer, y: told.update({name + ".y": y})) if forward else None):
+            y = model(x)
+        with tapped(model, None, (lambda name, layer, dy, dx: told.update({name: dx})) if backward else None):
             dx = model.backward(np.cos(np.arange(y.size)).reshape(y.shape))
-        return [dx, *(told[name] for name in blocks if listened)]
+        return [dx, *(told[name] for name in blocks if backward)], [y, *(told[name + ".y"] for name in blocks if forward)]
 
-    plain = gradients(False, True)
-    for found in (gradients(True, True), gradients(True, False)):
-        assert all(np.abs(a - b).max() <= 1e-10 * np.abs(a).max() for a, b in zip(plain, found, strict=False))
+    gradients, images = run(False, True, True)
+    for forward in (False, True):
+        for backward in (False, True):
+            found_gradients, found_images = run(True, forward, backward)
+            assert len(found_images) == (10 if forward else 1) and len(found_gradients) == (10 if backward else 1)
+            assert close(gradients, found_gradients, strict=False) and close(images, found_images, strict=False)
+
+
+@pytest.mark.parametrize("change", ["one block unfused", "one block in evaluation", "all in evaluation", "inference"])
+def test_blocks_of_different_minds_make_the_same_network(change, rng):
+    """Whatever its blocks are, a network computes what it computes unfused."""
+    def run(fused):
+        model = fuse(build_model("resnet20", rng=np.random.default_rng(5)).astype(np.float64), fused)
+        block = model.layer2[1]
+        if change == "one block unfused":
+            block.fused = False
+        elif change == "all in evaluation":
+            model.eval()
+        else:
+            block.eval()
+        if change == "inference":  # normalisation by the batch, but for the one block
+            with inference_mode():
+                return [model(x)]
+        y = model(x)
+        return [y, model.backward(np.cos(np.arange(y.size)).reshape(y.shape)), *(p.grad for p in model.parameters())]
+
+    x = rng.standard_normal((2, 8, 8, 3))
+    assert close(run(False), run(True))
 
 
 def test_a_network_makes_one_pass_for_the_gradient_at_its_last_block(monkeypatch, rng):

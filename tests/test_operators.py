@@ -15,8 +15,8 @@ OPERATORS = {name: function for name, function in vars(reference).items()
              if inspect.isfunction(function) and name not in STEPS_OF_THE_MATHS}
 IN_PLACE = {"sgd_update": (0, 2), "adamw_update": (0, 2, 3)}  # the tuples that are changed, and nothing is returned
 TOLERANCE = {np.float64: 1e-12, np.float32: 1e-5}
-FUSED = {"conv2d_moments", "conv2d_bias_relu", "normalise_add_relu", "add_relu_gradient", "conv2d_unit_gradient",
-         "batchnorm_coefficients"}
+FUSED = {"conv2d_moments", "add_relu_conv2d_moments", "conv2d_bias_relu", "normalise_add_relu", "add_relu_gradient",
+         "conv2d_unit_gradient", "batchnorm_coefficients"}
 OTHERS = [name for name in BACKENDS if name != "reference"]
 
 
@@ -44,6 +44,8 @@ def _fused(name, draw):
         prologue, z = (draw(C) * 0.1, draw(C), draw(C)), draw(*dy.shape)
         if name == "conv2d_moments":
             yield from [(x, before, weight, stride, padding) for before in (None, prologue)]
+        elif name == "add_relu_conv2d_moments":
+            yield from [(x, prologue, residual, weight, stride, padding) for residual in (None, draw(*x.shape))]
         elif name == "conv2d_bias_relu":
             yield from [(x, weight, draw(O), residual, relu, stride, padding)
                         for residual, relu in [(None, True), (z, True), (None, False), (z, False)]]
@@ -54,6 +56,8 @@ def _fused(name, draw):
                                                   (None, shortcut, True, None), (None, None, False, None),
                                                   (None, None, True, block), (None, shortcut, True, block)]:
                 yield dy, z, normalisation, x, before, weight, stride, padding, added, need_dx, front
+            for added, need_dx in [(None, True), (shortcut, True), (None, False)]:  # x as a block hands it on, unformed
+                yield dy, z, normalisation, x, prologue, weight, stride, padding, added, need_dx, None, None, block[0]
     for shape in IMAGES:
         C, y = shape[3], draw(*shape)
         if name == "normalise_add_relu":
@@ -151,7 +155,7 @@ def test_gradients_are_added_where_they_belong(name, places, dtype, backend, rng
         for order in "CF":
             before = [np.asarray(rng.standard_normal(plain[place].shape), dtype, order=order) for place in places]
             given = [array.copy(order="K") for array in before]
-            found = function(*arguments, given[0] if len(given) == 1 else tuple(given))
+            found = function(*arguments[:11], given[0] if len(given) == 1 else tuple(given), *arguments[12:])
             for index, place in enumerate(places):
                 assert relative_error(given[index], before[index] + plain[place]) < TOLERANCE[dtype]
                 assert found[place] is None

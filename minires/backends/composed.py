@@ -26,6 +26,15 @@ def conv2d_moments(ops, x, prologue, weight, stride, padding):
     return z, mean, ((flat - mean) ** 2).mean(0)
 
 
+def add_relu_conv2d_moments(ops, z, prologue, residual, weight, stride, padding):
+    """y = relu((z - mean) * scale + bias + residual), a block's end, and what `conv2d_moments` gives for x = y.
+
+    -> y: (N, H, W, C); conv(y): (N, OH, OW, O), its mean and biased variance: (O,), (O,). residual may be None.
+    """
+    y = normalise_add_relu(ops, z, prologue, residual)
+    return y, *conv2d_moments(ops, y, None, weight, stride, padding)
+
+
 def conv2d_bias_relu(ops, x, weight, bias, residual, relu, stride, padding):
     """y = relu(conv(x) + bias + residual), for inference; residual may be None, relu False leaves the relu out."""
     y = ops.conv2d_forward(x, weight, bias, stride, padding, (1, 1))
@@ -48,7 +57,7 @@ def add_relu_gradient(ops, dy, y, z, mean):
 
 
 def conv2d_unit_gradient(ops, g, z, normalisation, x, prologue, weight, stride, padding, residual_gradient, need_dx,
-                         front=None, add_to=None):
+                         front=None, add_to=None, shortcut=None):
     """The backward pass of z = conv(a(x)) and of the normalisation behind it.
 
     g: the gradient at the normalisation's output; normalisation: (mean, from_dy, from_x, constant), each (O,), with
@@ -61,7 +70,12 @@ def conv2d_unit_gradient(ops, g, z, normalisation, x, prologue, weight, stride, 
     front: (z, mean) of the unit in front where x, read as it is, is a block's output relu(normalised z + S): dx is then
     masked by that ReLU too, as `add_relu_gradient` does it, and the sums are of dx and dx * (z - mean).
     add_to: the parameter's gradient; dweight is added to it, in place, and None returned for dweight.
+    shortcut: with a prologue, the residual that its ReLU includes: a = relu((x - mean) * scale + bias + shortcut).
     """
+    if shortcut is not None:
+        a = normalise_add_relu(ops, x, prologue, shortcut)
+        return conv2d_unit_gradient(ops, g, z, normalisation, a, None, weight, stride, padding, residual_gradient, need_dx,
+                                    (x, prologue[0]), add_to)
     mean, from_dy, from_x, constant = normalisation
     dz = from_dy * g + (from_x * (z - mean) + constant)
     a = normalise_relu(ops, x, prologue)

@@ -319,6 +319,11 @@ def conv2d_moments(x, prologue, weight, stride, padding):
     return composed.conv2d_moments(_this, x, prologue, weight, stride, padding)
 
 
+def add_relu_conv2d_moments(z, prologue, residual, weight, stride, padding):
+    """See composed.add_relu_conv2d_moments."""
+    return composed.add_relu_conv2d_moments(_this, z, prologue, residual, weight, stride, padding)
+
+
 def conv2d_bias_relu(x, weight, bias, residual, relu, stride, padding):
     """See composed.conv2d_bias_relu."""
     return composed.conv2d_bias_relu(_this, x, weight, bias, residual, relu, stride, padding)
@@ -335,10 +340,10 @@ def add_relu_gradient(dy, y, z, mean):
 
 
 def conv2d_unit_gradient(g, z, normalisation, x, prologue, weight, stride, padding, residual_gradient, need_dx,
-                         front=None, add_to=None):
+                         front=None, add_to=None, shortcut=None):
     """See composed.conv2d_unit_gradient."""
     return composed.conv2d_unit_gradient(_this, g, z, normalisation, x, prologue, weight, stride, padding,
-                                         residual_gradient, need_dx, front, add_to)
+                                         residual_gradient, need_dx, front, add_to, shortcut)
 
 
 def batchnorm_coefficients(sum_g, sum_gx, var, weight, eps, count, add_to=(None, None)):

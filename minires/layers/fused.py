@@ -53,25 +53,63 @@ class _Kept:
     front: what the block that made x keeps, if they are joined; sums: (sum_g, sum_gx) that the joined block behind took.
     """
 
-    def __init__(self, x, y, units, last):
-        self.x, self.y, self.units, self.last, self.front, self.sums = x, y, units, last, None, None
+    def __init__(self, x, units, last):
+        self.x, self.y, self.units, self.last, self.front, self.sums = x, None, units, last, None, None
 
 
-def forward(block, x, shortcut=None):
-    """relu(F(x) + S(x)) of a block, F its units and S the `shortcut` layer or None. Keeps what `backward` needs."""
+class Handed(NamedTuple):
+    """A block's output y = relu(normalised z + residual) that is not formed yet: what the block keeps, and residual or None.
+
+    The block behind forms it as its first convolution reads it.
+    """
+
+    kept: _Kept
+    residual: object
+
+    @property
+    def z(self):
+        return self.kept.units[-1].z
+
+
+def formed(x):
+    """The image itself, formed now where a block handed it on unformed."""
+    if isinstance(x, Handed):
+        x.kept.y = ops_for(x.z).normalise_add_relu(x.z, x.kept.last, x.residual)
+        return x.kept.y
+    return x
+
+
+def unheard(layers):
+    """Whether nobody replaced a layer's `forward` to listen, who would want images."""
+    return not any("forward" in vars(layer) for layer in layers)
+
+
+def forward(block, x, shortcut=None, hand_on=False):
+    """relu(F(x) + S(x)) of a block, F its units and S the `shortcut` layer or None. Keeps what `backward` needs.
+
+    x: an image or Handed; returned is Handed too then, or if `hand_on` asks for it.
+    """
     if in_inference_mode() and not block.training:
-        return folded_forward(block, x, shortcut)
-    block.conv1.check(x)
-    ops, value, prologue, units = ops_for(x), x, None, []
+        return folded_forward(block, formed(x), shortcut)
+    handed = isinstance(x, Handed)
+    value, prologue, units = x.z if handed else x, None, []
+    block.conv1.check(value)
+    ops = ops_for(value)
     for conv, bn in block.units():
-        z, mean, var = ops.conv2d_moments(value, prologue, conv.weight.data, conv.stride, conv.padding)
+        geometry = conv.weight.data, conv.stride, conv.padding
+        if handed and not units:
+            x.kept.y, z, mean, var = ops.add_relu_conv2d_moments(value, x.kept.last, x.residual, *geometry)
+            x = x.kept.y
+        else:
+            z, mean, var = ops.conv2d_moments(value, prologue, *geometry)
         count = bn.values_per_channel(z)
         mean, var, scale = statistics_of(bn, mean, var, count)
         units.append(_Unit(None if prologue is None else value, prologue, z, mean, var, count if bn.training else None))
         value, prologue = z, (mean, scale, bn.bias.data)
-    y = ops.normalise_add_relu(value, prologue, None if shortcut is None else shortcut.forward(x))
-    block._save(_Kept(x, y, units, prologue))
-    return y
+    kept = _Kept(x, units, prologue)
+    block._save(kept)
+    y = Handed(kept, None if shortcut is None else shortcut.forward(x))
+    return y if handed or hand_on else formed(y)
 
 
 def backward(block, dy, shortcut=None, need_dx=True):
@@ -86,11 +124,14 @@ def backward(block, dy, shortcut=None, need_dx=True):
         value, prologue, z, mean, var, count = units.pop()
         *factors, _, _ = ops.batchnorm_coefficients(sum_g, sum_gx, var, bn.weight.data, bn.eps, count,
                                                     (bn.weight.grad, bn.bias.grad))
-        first = index == 0
-        front = kept.front.units[-1] if first and kept.front else None
+        first, front, added = index == 0, None, None
+        if first and isinstance(kept.x, Handed):
+            value, prologue, added = kept.x.z, kept.x.kept.last, kept.x.residual
+        elif first:
+            value, front = kept.x, kept.front and (kept.front.units[-1].z, kept.front.units[-1].mean)
         g, _, sum_g, sum_gx = ops.conv2d_unit_gradient(
-            g, z, (mean, *factors), kept.x if first else value, prologue, conv.weight.data, conv.stride, conv.padding,
-            residual if first else None, need_dx or not first, front and (front.z, front.mean), conv.weight.grad)
+            g, z, (mean, *factors), value, prologue, conv.weight.data, conv.stride, conv.padding,
+            residual if first else None, need_dx or not first, front, conv.weight.grad, added)
     if kept.front:
         kept.front.sums = sum_g, sum_gx
     return g
@@ -123,16 +164,21 @@ def drop_outputs(chain):
 
 
 def restore_outputs(chain):
-    """Form the images again that `drop_outputs` took: y = relu(normalised z + S(x)), from the first block on."""
-    for (block, kept), (_, after) in _neighbours(chain):
+    """Form the images again that `drop_outputs` took: y = relu(normalised z + S(x)), from the first block on.
+
+    The last of them nobody but the last block reads: it is handed on unformed, if the two are joined.
+    """
+    pairs = list(_neighbours(chain))
+    for (block, kept), (_, after) in pairs:
         if kept.units[0].z is None:
             ops, conv = ops_for(kept.x), block.conv1
             z, _, _ = ops.conv2d_moments(kept.x, None, conv.weight.data, conv.stride, conv.padding)
             kept.units[0] = kept.units[0]._replace(z=z)
         if kept.y is None:
-            z, shortcut = kept.units[-1].z, getattr(block, "shortcut", None)
-            residual = None if shortcut is None else shortcut.forward(kept.x)
-            kept.y = after.x = ops_for(z).normalise_add_relu(z, kept.last, residual)
+            shortcut = getattr(block, "shortcut", None)
+            after.x = Handed(kept, None if shortcut is None else shortcut.forward(kept.x))
+            if after is not pairs[-1][1][1] or after.front is None:
+                after.x = formed(after.x)
 
 
 def _neighbours(chain):

@@ -44,10 +44,16 @@ class _ResNet(Branch):
         return [[] if layer not in stages[:-1] else [self, *layer] if layer is body[0] else list(layer) for layer in body]
 
     def forward(self, x):
-        x = fused.forward(self, x) if self.fused else self.relu.forward(self.branch_forward(x))
         body = self._body()
+        stages = [layer for layer in body if isinstance(layer, Sequential)]
+        if self.fused:
+            blocks = [block for stage in stages for block in stage]
+            hand_on = body[0] in stages and all(block.fused for block in blocks) and fused.unheard(stages + blocks)
+            x = fused.forward(self, x, hand_on=hand_on)
+        else:
+            x = self.relu.forward(self.branch_forward(x))
         for layer, chain in zip(body, self._chains(body), strict=True):
-            x = layer.forward(x)
+            x = layer.forward(x if layer in stages else fused.formed(x))
             fused.drop_outputs(chain)
         return x
 

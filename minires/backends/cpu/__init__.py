@@ -21,6 +21,7 @@ from minires.backends.cpu.elementwise import (
     sgd_update,
 )
 from minires.backends.cpu.fused import (
+    add_relu_conv2d_moments,
     add_relu_gradient,
     batchnorm_coefficients,
     conv2d_bias_relu,
@@ -59,6 +60,7 @@ from minires.errors import UserError
 __all__ = [
     "adamw_update",
     "add",
+    "add_relu_conv2d_moments",
     "add_relu_gradient",
     "avgpool2d_backward",
     "avgpool2d_forward",

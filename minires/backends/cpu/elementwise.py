@@ -1,6 +1,7 @@
 """Element by element, and the optimisers' updates: maps over flat memory in chunks, shared out among the threads.
 
-Bytes moved: each operand once. These are bound by memory, so each loop does all its formula asks for in one pass.
+Bytes moved: each operand once. These are bound by memory, so each loop does all its formula asks for in one pass, over the
+range of a view of the chunk: it needs no index check, so it vectorises.
 """
 import numpy as np
 
@@ -23,19 +24,13 @@ def share(kernel, size, *arguments):
     launch(kernel, -(-size // CHUNK), size, *arguments)
 
 
-@jit.part
-def part(array, chunk):
-    """One chunk of a flat array, as a view: a loop over its own range needs no index check, so it vectorises."""
-    start = np.int64(chunk) * CHUNK
-    return array[start:start + CHUNK]
-
-
 @jit.kernel
 def _relu(tasks, counter, thread, x, y):
     enter(counter, thread)
     chunk = claim(counter)
     while chunk < tasks:
-        x_, y_ = part(x, chunk), part(y, chunk)
+        start, end = chunk * CHUNK, (chunk + 1) * CHUNK
+        x_, y_ = x[start:end], y[start:end]
         for i in range(x_.size):
             y_[i] = 0 if x_[i] <= 0 else x_[i]
         chunk = claim(counter)
@@ -47,7 +42,8 @@ def _relu_gradient(tasks, counter, thread, dy, y, dx):
     enter(counter, thread)
     chunk = claim(counter)
     while chunk < tasks:
-        dy_, y_, dx_ = part(dy, chunk), part(y, chunk), part(dx, chunk)
+        start, end = chunk * CHUNK, (chunk + 1) * CHUNK
+        dy_, y_, dx_ = dy[start:end], y[start:end], dx[start:end]
         for i in range(dx_.size):
             dx_[i] = dy_[i] if y_[i] > 0 else 0
         chunk = claim(counter)
@@ -59,7 +55,8 @@ def _add(tasks, counter, thread, a, b, y):
     enter(counter, thread)
     chunk = claim(counter)
     while chunk < tasks:
-        a_, b_, y_ = part(a, chunk), part(b, chunk), part(y, chunk)
+        start, end = chunk * CHUNK, (chunk + 1) * CHUNK
+        a_, b_, y_ = a[start:end], b[start:end], y[start:end]
         for i in range(y_.size):
             y_[i] = a_[i] + b_[i]
         chunk = claim(counter)
@@ -71,7 +68,8 @@ def _keep(tasks, counter, thread, x, keep, scale, y):
     enter(counter, thread)
     chunk = claim(counter)
     while chunk < tasks:
-        x_, keep_, y_ = part(x, chunk), part(keep, chunk), part(y, chunk)
+        start, end = chunk * CHUNK, (chunk + 1) * CHUNK
+        x_, keep_, y_ = x[start:end], keep[start:end], y[start:end]
         for i in range(y_.size):
             y_[i] = x_[i] * scale if keep_[i] else 0
         chunk = claim(counter)
@@ -116,8 +114,8 @@ def _sgd(tasks, counter, thread, parameters, grads, velocities, weight_decays, l
     enter(counter, thread)
     task = claim(counter)
     while task < tasks:
-        which, chunk = task % TOGETHER, task // TOGETHER
-        p, grad, v = part(parameters[which], chunk), part(grads[which], chunk), part(velocities[which], chunk)
+        which, start, end = task % TOGETHER, task // TOGETHER * CHUNK, (task // TOGETHER + 1) * CHUNK
+        p, grad, v = parameters[which][start:end], grads[which][start:end], velocities[which][start:end]
         weight_decay = weight_decays[which]
         for i in range(p.size):
             g = grad[i] + weight_decay * p[i]
@@ -133,9 +131,9 @@ def _adamw(tasks, counter, thread, parameters, grads, firsts, seconds, keeps, lr
     enter(counter, thread)
     task = claim(counter)
     while task < tasks:
-        which, chunk = task % TOGETHER, task // TOGETHER
-        p, g = part(parameters[which], chunk), part(grads[which], chunk)
-        m, v = part(firsts[which], chunk), part(seconds[which], chunk)
+        which, start, end = task % TOGETHER, task // TOGETHER * CHUNK, (task // TOGETHER + 1) * CHUNK
+        p, g = parameters[which][start:end], grads[which][start:end]
+        m, v = firsts[which][start:end], seconds[which][start:end]
         keep = keeps[which]
         for i in range(p.size):
             m[i] = beta1 * m[i] + take1 * g[i]

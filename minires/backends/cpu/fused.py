@@ -33,6 +33,7 @@ from minires.backends.cpu.images import (
     front_of,
     load_gradient,
     load_normalised,
+    prologue_of,
     scratch,
     sums_room,
     weight_room,
@@ -67,17 +68,29 @@ def contiguous(arrays):
 def conv2d_moments(x, prologue, weight, stride, padding):
     """z = conv(a(x)), its mean and biased variance: see composed."""
     x, prologue = np.ascontiguousarray(x), contiguous(prologue)
-    KH, KW, C, O = weight.shape
-    if not divides(x, O) or (prologue is not None and not divides(x, C)):
+    if not divides(x, weight.shape[3]) or (prologue is not None and not divides(x, weight.shape[2])):
         return composed.conv2d_moments(_PlainKernels, x, prologue, weight, stride, padding)
+    return _conv2d_moments(x, prologue, weight, stride, padding)
+
+
+def add_relu_conv2d_moments(z, prologue, residual, weight, stride, padding):
+    """y = relu((z - mean) * scale + bias + residual), conv(y), its mean and biased variance: see composed."""
+    if not divides(z, *weight.shape[2:]):
+        return composed.add_relu_conv2d_moments(_PlainKernels, z, prologue, residual, weight, stride, padding)
+    (z, residual), y = contiguous((z, residual)), empty(z.shape, z.dtype)
+    return y, *_conv2d_moments(z, contiguous(prologue), weight, stride, padding, residual, y)
+
+
+def _conv2d_moments(x, prologue, weight, stride, padding, shortcut=None, formed=None):
+    KH, KW, _, O = weight.shape
     ahead.expect(x.shape, x.dtype.name, weight.shape, stride, padding)
     m = winograd_size(x.shape, x.dtype, O, (KH, KW), stride, padding, PLAIN)
     merged = np.empty((2, O), x.dtype)
     if m:
-        z = winograd.forward(m, x, prologue, weight, merged)
+        z = winograd.forward(m, x, prologue, weight, merged, None, shortcut, formed)
     else:
         plan = forward_gather(*x.shape[1:], O, lanes_of(x.dtype), (KH, KW), stride, padding, PLAIN)
-        z = run_gather(plan, x, weight.reshape(-1), O, prologue, merged)
+        z = run_gather(plan, x, weight.reshape(-1), O, prologue, merged, None, shortcut, formed)
     return z, merged[0], merged[1]
 
 
@@ -231,25 +244,25 @@ def _unit_plan(shape, dtype, weight_shape, stride, padding, need_dx):
 
 
 def conv2d_unit_gradient(g, z, normalisation, x, prologue, weight, stride, padding, residual_gradient, need_dx, front=None,
-                         add_to=None):
+                         add_to=None, shortcut=None):
     """-> dx, dweight, sum(dx), sum(dx * (x - mean)): see composed."""
     ahead.wait()
     if add_to is not None and not add_to.flags.c_contiguous:
         dx, dweight, *sums = conv2d_unit_gradient(g, z, normalisation, x, prologue, weight, stride, padding,
-                                                  residual_gradient, need_dx, front)
+                                                  residual_gradient, need_dx, front, None, shortcut)
         return dx, composed.added(add_to, dweight), *sums
-    g, z, x, residual_gradient = contiguous((g, z, x, residual_gradient))
+    g, z, x, residual_gradient, shortcut = contiguous((g, z, x, residual_gradient, shortcut))
     normalisation, prologue, front = contiguous(normalisation), contiguous(prologue), contiguous(front)
     (N, H, _, C), (KH, KW, _, O) = x.shape, weight.shape
     m = winograd_size(x.shape, x.dtype, O, (KH, KW), stride, padding, PLAIN)
     if m:
         dx, dweight, total = winograd.unit_gradient(m, g, z, normalisation, x, prologue, weight if need_dx else None,
-                                                    residual_gradient, front, add_to)
+                                                    residual_gradient, front, add_to, shortcut)
         return dx, dweight, *((None, None) if total is None else total)
     plan = _unit_plan(x.shape, x.dtype, weight.shape, stride, padding, need_dx)
-    if plan is None:
+    if plan is None or (prologue is not None and not divides(x, C)):
         return composed.conv2d_unit_gradient(_PlainKernels, g, z, normalisation, x, prologue, weight, stride, padding,
-                                             residual_gradient, need_dx, front, add_to)
+                                             residual_gradient, need_dx, front, add_to, shortcut)
     kernel, partial, taps, places = plan
     nothing, front = np.empty(0, x.dtype), front_of(x, prologue, front)
     with_sums = need_dx and front[1].size > 0
@@ -259,7 +272,8 @@ def conv2d_unit_gradient(g, z, normalisation, x, prologue, weight, stride, paddi
     packed = pack_transposed(weight, taps, C) if need_dx else np.empty((0, C), x.dtype)
     launch(kernel, partial[0] + KH * KW * C + (C if with_sums else 0), 2 * g.size * KH * KW * C,
            g.reshape(N, g.shape[1], -1), z.reshape(N, g.shape[1], -1), normalisation, x.reshape(N, H, -1),
-           prologue or (nothing,) * 3, packed, nothing if residual_gradient is None else residual_gradient.reshape(-1),
+           prologue_of(prologue, shortcut, None, x.dtype), packed,
+           nothing if residual_gradient is None else residual_gradient.reshape(-1),
            front, dx.reshape(-1), total, dweight.reshape(-1, O), adds, empty(partial, x.dtype), *places)
     return (dx if need_dx else None), None if adds else dweight, *(total if with_sums else (None, None))
 

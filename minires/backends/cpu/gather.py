@@ -21,7 +21,7 @@ import numpy as np
 from minires.backends.cpu import jit
 from minires.backends.cpu.arena import aligned, empty
 from minires.backends.cpu.host import lanes_of
-from minires.backends.cpu.images import copy_image, load_normalised, moments_room, scratch
+from minires.backends.cpu.images import copy_image, load_normalised, moments_room, prologue_of, scratch
 from minires.backends.cpu.microkernel import tile
 from minires.backends.cpu.moments import merge_channel, moments
 from minires.backends.cpu.simd import at_least, load, splat, store
@@ -103,12 +103,13 @@ def gather_kernel(rows, across, vectors, lanes):
     return gather
 
 
-def run_gather(plan, x, weight, out_channels, prologue=None, merged=None, epilogue=None):
+def run_gather(plan, x, weight, out_channels, prologue=None, merged=None, epilogue=None, shortcut=None, formed=None):
     """Run a Gather on x: (N, H, W, C) with packed weights; -> (N, out rows, out columns, out_channels).
 
     prologue: (mean, scale, bias), each (C,): read relu((x - mean) * scale + bias) in place of x.
     merged: (2, out_channels), to be filled with mean and biased variance of y's channels.
     epilogue: (bias, residual or None, relu): y = relu(y + bias + residual).
+    shortcut: a residual of x's shape in the prologue; formed: an array of x's shape to be filled with what is read for x.
     """
     N, H, W, C = x.shape
     lanes, nothing = lanes_of(x.dtype), np.empty(0, x.dtype)
@@ -125,7 +126,8 @@ def run_gather(plan, x, weight, out_channels, prologue=None, merged=None, epilog
     least = x.dtype.type(0 if relu else -np.inf)
     kernel = gather_kernel(*plan.tiling, lanes)
     launch(kernel, N * slices + merged.shape[1], y.size * weight.size // out_channels, x.reshape(N, H, W * C),
-           prologue or (nothing,) * 3, weight, y, merged, bias, nothing if residual is None else residual.reshape(-1), least,
+           prologue_of(prologue, shortcut, formed, x.dtype), weight, y, merged, bias,
+           nothing if residual is None else residual.reshape(-1), least,
            *moments_room(N if merged.size else 0, pixels, out_channels, x.dtype), image,
            scratch("out", pixels * out_channels if merged.size else 0, x.dtype), plan.phases, plan.segments,
            plan.low[0] * pitch + plan.low[1] * C, pitch, plan.step[0] * pitch, plan.step[1] * C, slices)

@@ -60,17 +60,33 @@ def copy_image(x, n, image, start, pitch):
             target[i] = source[i]
 
 
+def prologue_of(prologue, residual, formed, dtype):
+    """What `load_normalised` takes: empty arrays for what is not there; without a prologue kernels read x as it is."""
+    nothing = np.empty(0, dtype)
+    residual, formed = (nothing if array is None else array.reshape(-1) for array in (residual, formed))
+    return *(prologue or (nothing,) * 3), residual, formed
+
+
 @jit.part
 def load_normalised(LANES, x, n, prologue, image, start, pitch):
-    """image = relu((x[n] - mean) * scale + bias), channel by channel; prologue: those three, each (C,)."""
-    mean, scale, bias = prologue
+    """image = relu((x[n] - mean) * scale + bias + residual), channel by channel.
+
+    prologue: mean, scale and bias, each (C,); residual and the array that is to keep what is formed, as x, flat, or empty.
+    """
+    mean, scale, bias, residual, formed = prologue
     H, WC, C = x.shape[1], x.shape[2], mean.size
     for c in range(0, C, LANES):
         m, s, b = load(LANES, mean, c), load(LANES, scale, c), load(LANES, bias, c)
         for h in range(H):
             source, target = (n * H + h) * WC + c, start + h * pitch + c
             for i in range(0, WC, C):
-                store(image, target + i, rectify((load(LANES, x, source + i) - m) * s + b))
+                v = (load(LANES, x, source + i) - m) * s + b
+                if residual.size:
+                    v = v + load(LANES, residual, source + i)
+                v = rectify(v)
+                if formed.size:
+                    stream(formed, source + i, v)
+                store(image, target + i, v)
 
 
 @jit.part

@@ -33,6 +33,7 @@ from minires.backends.cpu.images import (
     load_gradient,
     load_normalised,
     moments_room,
+    prologue_of,
     scratch,
     shared_scratch,
     sums_room,
@@ -306,7 +307,7 @@ def _remember(weight, m, points):
         weakref.finalize(weight, _remembered.pop, (id(weight), m))
 
 
-def forward(m, x, prologue, weight, merged=None, epilogue=None):
+def forward(m, x, prologue, weight, merged=None, epilogue=None, shortcut=None, formed=None):
     """y = conv(a(x)), padding 1: (N, H, W, C) and weight (3, 3, C, O) -> (N, H, W, O). The rest as `run_gather`."""
     N, H, W, C = x.shape
     O, dtype, nothing = weight.shape[3], x.dtype, np.empty(0, x.dtype)
@@ -317,7 +318,7 @@ def forward(m, x, prologue, weight, merged=None, epilogue=None):
     merged = nothing.reshape(0, 0) if merged is None else merged
     bias, residual, relu = epilogue or (np.zeros(0 if merged.size else O, dtype), None, False)
     launch(kernel, rows + blocks + merged.shape[1], y.size * C, np.ascontiguousarray(weight), points, rows,
-           x.reshape(N, H, W * C), prologue or (nothing,) * 3, y, merged, bias,
+           x.reshape(N, H, W * C), prologue_of(prologue, shortcut, formed, dtype), y, merged, bias,
            nothing if residual is None else residual.reshape(-1), dtype.type(0 if relu else -np.inf), *places)
     if fresh:
         _remember(weight, m, points)
@@ -335,12 +336,13 @@ def _gradient_plan(m, dtype, N, H, W, C, O):
     x_image = scratch(("x", per_block, H, W, C), per_block * (H + 2) * x_pitch, dtype)
     du = scratch(("winograd du", (m + 2) ** 2, C, O), (m + 2) ** 2 * C * O, dtype)
     kernel = gradient_kernel(m, rows, vectors, lanes_of(dtype), C, O)
-    places = (sums_room(N, C, dtype), z_image, z_pitch + O, z_pitch, x_image, x_pitch + C, x_pitch, v, p, du, temp,
+    partial = shared_scratch(("partial", C, O), (groups, 1, 9 * C, O), dtype)
+    places = (partial, sums_room(N, C, dtype), z_image, z_pitch + O, z_pitch, x_image, x_pitch + C, x_pitch, v, p, du, temp,
               per_block, plane)
     return kernel, groups, _points(m, dtype, C, O), places
 
 
-def unit_gradient(m, g, z, normalisation, x, prologue, weight, residual_gradient, front=None, add_to=None):
+def unit_gradient(m, g, z, normalisation, x, prologue, weight, residual_gradient, front=None, add_to=None, shortcut=None):
     """`composed.conv2d_unit_gradient` for padding 1: -> dx or None, dweight or None, (2, C) sums over dx or None.
 
     normalisation None: g is dz itself, and z is not read. weight None: no dx. prologue and front None: no sums.
@@ -357,6 +359,7 @@ def unit_gradient(m, g, z, normalisation, x, prologue, weight, residual_gradient
     total = np.empty((2, C), dtype)
     launch(kernel, (O if need_dx else 0) + groups + 9 * C + sums, 2 * g.size * C, weight, points, g.reshape(N, H, W * O),
            (g if z is None else z).reshape(N, H, W * O), normalisation or (nothing,) * 4, x.reshape(N, H, W * C),
-           prologue or (nothing,) * 3, nothing if residual_gradient is None else residual_gradient.reshape(-1), front,
-           dx.reshape(-1), total, dweight.reshape(9 * C, O), adds, empty((groups, 1, 9 * C, O), dtype), *places)
+           prologue_of(prologue, shortcut, None, dtype),
+           nothing if residual_gradient is None else residual_gradient.reshape(-1), front,
+           dx.reshape(-1), total, dweight.reshape(9 * C, O), adds, *places)
     return (dx if need_dx else None), None if adds else dweight, total if sums else None

@@ -10,6 +10,7 @@ import cupy
 from minires.backends.cuda.conv import conv2d_forward, conv2d_input_gradient, conv2d_weight_gradient
 from minires.backends.cuda.elementwise import add, dropout_backward, dropout_forward, relu_backward, relu_forward
 from minires.backends.cuda.fused import (
+    add_relu_conv2d_moments,
     add_relu_gradient,
     batchnorm_coefficients,
     conv2d_bias_relu,
@@ -48,6 +49,7 @@ from minires.backends.cuda.pool import (
 __all__ = [
     "adamw_update",
     "add",
+    "add_relu_conv2d_moments",
     "add_relu_gradient",
     "asarray",
     "avgpool2d_backward",

@@ -49,6 +49,12 @@ def conv2d_moments(x, prologue, weight, stride, padding):
     return z, *(_moments(z) if parts is None else _merged(parts, geometry.rows, span))
 
 
+def add_relu_conv2d_moments(z, prologue, residual, weight, stride, padding):
+    """See composed.add_relu_conv2d_moments."""
+    y = normalise_add_relu(z, prologue, residual)
+    return y, *conv2d_moments(y, None, weight, stride, padding)
+
+
 def conv2d_bias_relu(x, weight, bias, residual, relu, stride, padding):
     """See composed.conv2d_bias_relu."""
     geometry = geometry_of(x.shape, weight.shape[:2], weight.shape[3], stride, padding, _PLAIN)
@@ -88,8 +94,10 @@ def _normalisation_gradient(g, z, normalisation):
 
 
 def conv2d_unit_gradient(g, z, normalisation, x, prologue, weight, stride, padding, residual_gradient, need_dx,
-                         front=None, add_to=None):
+                         front=None, add_to=None, shortcut=None):
     """See composed.conv2d_unit_gradient."""
+    if shortcut is not None:
+        x, prologue, front = normalise_add_relu(x, prologue, shortcut), None, (x, prologue[0])
     geometry = geometry_of(x.shape, weight.shape[:2], weight.shape[3], stride, padding, _PLAIN)
     dz = _normalisation_gradient(g, z, normalisation)
     dweight = composed.added(add_to, conv.weight_gradient(dz, x, prologue, geometry))
