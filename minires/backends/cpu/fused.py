@@ -39,7 +39,7 @@ from minires.backends.cpu.images import (
     weight_room,
 )
 from minires.backends.cpu.moments import add_channel, add_row
-from minires.backends.cpu.simd import load, rectify, store, stream, where_positive
+from minires.backends.cpu.simd import load, prefetch, rectify, store, stream, where_positive
 from minires.backends.cpu.threads import await_tasks, claim, claim_next, enter, launch, leave
 
 PLAIN = (1, 1)  # dilation
@@ -119,8 +119,10 @@ def _normalise_add_relu_kernel(lanes):
             for c in range(0, C, lanes):
                 m, s, b = load(lanes, mean, c), load(lanes, scale, c), load(lanes, bias, c)
                 for i in range(start * C + c, end * C + c, C):
+                    prefetch(z, i)
                     v = (load(lanes, z, i) - m) * s + b
                     if residual.size:
+                        prefetch(residual, i)
                         v = v + load(lanes, residual, i)
                     stream(y, i, rectify(v))
             part = claim(counter)

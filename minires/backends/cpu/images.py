@@ -13,7 +13,7 @@ import numpy as np
 
 from minires.backends.cpu import jit
 from minires.backends.cpu.arena import aligned_zeros, empty
-from minires.backends.cpu.simd import load, rectify, store, stream, where_positive
+from minires.backends.cpu.simd import load, prefetch, rectify, store, stream, where_positive
 from minires.backends.cpu.threads import MOST_THREADS
 
 SLACK = 64  # elements behind the padded image that a last tile of taps may read and ignore
@@ -80,8 +80,10 @@ def load_normalised(LANES, x, n, prologue, image, start, pitch):
         for h in range(H):
             source, target = (n * H + h) * WC + c, start + h * pitch + c
             for i in range(0, WC, C):
+                prefetch(x, source + i)
                 v = (load(LANES, x, source + i) - m) * s + b
                 if residual.size:
+                    prefetch(residual, source + i)
                     v = v + load(LANES, residual, source + i)
                 v = rectify(v)
                 if formed.size:
@@ -100,6 +102,8 @@ def load_gradient(LANES, g, z, n, normalisation, image, start, pitch):
         for h in range(H):
             source, target = (n * H + h) * WC + c, start + h * pitch + c
             for i in range(0, WC, C):
+                prefetch(z, source + i)
+                prefetch(g, source + i)
                 centred = load(LANES, z, source + i) - m
                 store(image, target + i, load(LANES, g, source + i) * a + (centred * b + d))
 
@@ -113,8 +117,10 @@ def mask_and_sum(LANES, image, dx, start, residual, a, a_start, a_pitch, z, mean
         for h in range(height):
             for i in range(c, row, C):
                 at = start + h * row + i
+                prefetch(z, at)
                 v = load(LANES, image, h * row + i)
                 if residual.size:
+                    prefetch(residual, at)
                     v = v + load(LANES, residual, at)
                 v = where_positive(load(LANES, a, a_start + h * a_pitch + i), v)
                 stream(dx, at, v)
