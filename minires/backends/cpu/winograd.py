@@ -44,7 +44,7 @@ from minires.backends.cpu.moments import add_channel, add_row, merge_channel, mo
 from minires.backends.cpu.threads import await_tasks, claim, claim_next, enter, launch, leave
 from minires.backends.cpu.transforms import input_1d, output_1d, output_adjoint_1d, weight_1d, weight_adjoint_1d
 
-BLOCK_BYTES = 300 << 10  # of V, for a block of images: P is as large, and both with the weights fill a 1 MiB cache
+BLOCK_BYTES = 240 << 10  # of V, for a block of images: P is as large, and both with images and weights fit a 1 MiB cache
 
 
 @jit.part
