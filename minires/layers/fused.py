@@ -9,7 +9,8 @@ read (`prologue`). In a network even the images between two blocks are dropped (
 backward comes to them, in memory that the later layers no longer need. Backward goes through the units in reverse. Each
 step hands the one before it the gradient g at its normalisation's output, with the two sums, sum(g) and
 sum(g * (z - mean)), that the normalisation's backward needs: they are all that couples the images of a batch. `join` lets a
-block hand them to the block in front of it too.
+block hand them to the block in front of it too. Forward the same: a block hands on its output unformed (`Handed`), and the
+next one forms it, in memory too, where its first convolution reads it.
 """
 from itertools import pairwise
 from typing import NamedTuple
