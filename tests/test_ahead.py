@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from minires import set_num_threads
 from minires.backends.cpu import threads
 from minires.backends.cpu.ahead import Ahead
 
@@ -57,7 +58,13 @@ def test_one_thread_compiles_for_itself(tmp_path):
     assert (started, own) == ("False", "1")
 
 
+@pytest.fixture
+def every_thread():
+    set_num_threads(threads.MOST_THREADS)
+
+
 @two_cores
+@pytest.mark.usefixtures("every_thread")
 @pytest.mark.parametrize("executable", [None, "", "/no/such/python", sys.executable], ids=str)
 def test_without_a_second_process_nothing_is_missed(executable, monkeypatch):
     monkeypatch.setattr(sys, "executable", executable)
@@ -70,6 +77,7 @@ def test_without_a_second_process_nothing_is_missed(executable, monkeypatch):
 
 
 @two_cores
+@pytest.mark.usefixtures("every_thread")
 def test_it_ends_with_this_process():
     ahead = Ahead()
     ahead.compiling()

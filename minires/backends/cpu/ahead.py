@@ -13,7 +13,7 @@ import os
 import subprocess
 import sys
 
-from minires.backends.cpu.threads import pool
+from minires.backends.cpu import threads
 
 PATIENCE = 120  # seconds; nothing takes so long that should not be given up
 
@@ -33,7 +33,7 @@ class Ahead:
 
     def compiling(self):
         """A kernel is being compiled in this process: forward's, if units are expected. With one thread no core is idle."""
-        if sys.executable and not self._over and self._process is None and pool.threads > 1:
+        if sys.executable and not self._over and self._process is None and threads.pool.threads > 1:
             for unit in self._units:
                 self._tell(unit)
 

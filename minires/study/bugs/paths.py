@@ -73,8 +73,8 @@ def constant_dropped(right, *arguments):
 
 
 def residual_not_added(right, *arguments):
-    *others, residual_gradient, need_dx, front, add_to = arguments
-    return right(*others, None, need_dx, front, add_to)
+    *others, residual_gradient, need_dx, front, add_to, shortcut = arguments
+    return right(*others, None, need_dx, front, add_to, shortcut)
 
 
 BLOCKS, SHORTCUT = ("BasicBlock", "Bottleneck"), ("PaddedShortcut",)
