@@ -62,9 +62,16 @@ def copy_image(x, n, image, start, pitch):
 
 def prologue_of(prologue, residual, formed, dtype):
     """What `load_normalised` takes: empty arrays for what is not there; without a prologue kernels read x as it is."""
-    nothing = np.empty(0, dtype)
-    residual, formed = (nothing if array is None else array.reshape(-1) for array in (residual, formed))
-    return *(prologue or (nothing,) * 3), residual, formed
+    if prologue is None:
+        return _no_prologue(dtype)
+    nothing = _no_prologue(dtype)[0]
+    return (*prologue, nothing if residual is None else residual.reshape(-1),
+            nothing if formed is None else formed.reshape(-1))
+
+
+@lru_cache
+def _no_prologue(dtype):
+    return (np.empty(0, dtype),) * 5
 
 
 @jit.part
