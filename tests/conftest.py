@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from minires import backends
-from minires.backends import HOST_BACKENDS, use_backend
+from minires.backends import HOST_BACKENDS, set_num_threads, use_backend
+from minires.backends.cpu.threads import MOST_THREADS
 
 HERE = Path(__file__).resolve().parent
 DATA = HERE.parents[1] / "shared" / "data"
@@ -66,6 +67,14 @@ def operators(name):
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
+
+
+@pytest.fixture
+def every_thread():
+    """The cpu back end uses all threads, in the test and after it."""
+    set_num_threads(MOST_THREADS)
+    yield
+    set_num_threads(MOST_THREADS)
 
 
 @pytest.fixture(params=each_backend(*BACKENDS))

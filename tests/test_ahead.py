@@ -5,7 +5,6 @@ import sys
 
 import pytest
 
-from minires import set_num_threads
 from minires.backends.cpu import threads
 from minires.backends.cpu.ahead import Ahead
 
@@ -56,11 +55,6 @@ def test_the_second_process_compiles_what_backward_needs(tmp_path):
 def test_one_thread_compiles_for_itself(tmp_path):
     _, started, own, _ = first_step(tmp_path, 1)
     assert (started, own) == ("False", "1")
-
-
-@pytest.fixture
-def every_thread():
-    set_num_threads(threads.MOST_THREADS)
 
 
 @two_cores

@@ -56,6 +56,8 @@ class Ahead:
             self._process.communicate()
 
     def _tell(self, unit):
+        if self._over:  # it failed with the unit before
+            return
         try:
             self._process = self._process or self._start()
             self._process.stdin.write(json.dumps(unit) + "\n")
