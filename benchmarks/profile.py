@@ -44,7 +44,8 @@ def main(
         raise UserError(f"--steps {steps} and --batch {batch} must be 1 or more")
     rng = np.random.default_rng(0)
     x, target = rng.standard_normal((batch, 32, 32, 3), np.float32), rng.integers(0, 10, batch)
-    engine = MiniresEngine(model, build_model(model, rng=rng).state_dict(), x, target, usable_threads(threads), fused)
+    engine = MiniresEngine(model, build_model(model, rng=rng).state_dict(), x, target, usable_threads(threads), fused,
+                           captured=False)
     for _ in range(2):
         engine.step()
     clock, plain = Clock(), {name: getattr(cpu, name) for name in cpu.__all__}

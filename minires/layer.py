@@ -10,7 +10,7 @@ from contextvars import ContextVar
 
 import numpy as np
 
-from minires.backends import to_device, to_numpy
+from minires.backends import ops_for, to_device, to_numpy
 from minires.errors import UserError
 
 _inference = ContextVar("minires_inference", default=None)  # inside inference_mode a dict: see inference_cache
@@ -56,12 +56,23 @@ class Parameter:
         """Set the gradient to zero, in place."""
         self.grad.fill(0)
 
+    def accumulate(self, gradient):
+        """grad += gradient, in place."""
+        ops_for(self.grad).add_into(self.grad, gradient)
+
     def convert(self, change):
         """Replace data and gradient by `change` of them (a dtype or device conversion)."""
         self.data, self.grad = change(self.data), change(self.grad)
 
     def __repr__(self):
         return f"Parameter{tuple(self.data.shape)}"
+
+
+def zero_gradients(parameters):
+    """Set the gradients of some parameters to zero, in place."""
+    gradients = [parameter.grad for parameter in parameters]
+    if gradients:
+        ops_for(gradients[0]).zero(gradients)
 
 
 class Layer:
@@ -73,6 +84,7 @@ class Layer:
 
     buffers = ()
     training = True
+    draws = False  # whether forward draws random numbers in training, so that it cannot be recorded (minires.capture)
     _kept = "nothing yet"
 
     def forward(self, x):
@@ -132,8 +144,7 @@ class Layer:
 
     def zero_grad(self):
         """Set every parameter's gradient to zero."""
-        for parameter in self.parameters():
-            parameter.zero_grad()
+        zero_gradients(self.parameters())
 
     # --- modes, dtypes and devices ---
 

@@ -3,6 +3,7 @@ import numpy as np
 
 from minires.backends import ops_for, to_device, to_numpy
 from minires.errors import UserError
+from minires.layer import zero_gradients
 
 
 class _Optimiser:
@@ -25,8 +26,7 @@ class _Optimiser:
 
     def zero_grad(self):
         """Set every gradient to zero."""
-        for parameter in self.parameters:
-            parameter.zero_grad()
+        zero_gradients(self.parameters)
 
     def step(self):
         """Move every parameter by its gradient."""

@@ -14,7 +14,7 @@ from minires.backends import composed, cpu, reference
 from minires.backends.cpu import arena as arena_module
 from minires.backends.cpu import threads, winograd
 from minires.backends.cpu.algorithm import use_convolution, winograd_size
-from minires.backends.cpu.arena import Arena, arena
+from minires.backends.cpu.arena import Arena
 from minires.backends.cpu.moments import merge_moments
 from minires.study.taps import tapped
 
@@ -244,7 +244,7 @@ def test_a_step_after_the_second_takes_no_new_buffer():
         loss.forward(model(x), target)
         model.backward(loss.backward())
         optimiser.step()
-        held.append(arena.held)
+        held.append(arena_module.held())
     assert held[1] == held[2] == held[3]
 
 

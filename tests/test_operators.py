@@ -13,7 +13,8 @@ from minires.layers.arguments import pair
 STEPS_OF_THE_MATHS = {"output_size", "taps", "pad_image", "crop_image", "im2col", "col2im"}  # not operators
 OPERATORS = {name: function for name, function in vars(reference).items()
              if inspect.isfunction(function) and name not in STEPS_OF_THE_MATHS}
-IN_PLACE = {"sgd_update": (0, 2), "adamw_update": (0, 2, 3)}  # the tuples that are changed, and nothing is returned
+# The arguments, arrays or tuples of them, that are changed, and nothing is returned.
+IN_PLACE = {"sgd_update": (0, 2), "adamw_update": (0, 2, 3), "add_into": (0,), "zero": (0,), "update_running": (0, 1)}
 TOLERANCE = {np.float64: 1e-12, np.float32: 1e-5}
 FUSED = {"conv2d_moments", "add_relu_conv2d_moments", "conv2d_bias_relu", "normalise_add_relu", "add_relu_gradient",
          "conv2d_unit_gradient", "batchnorm_coefficients"}
@@ -109,7 +110,7 @@ def _arguments(name, rng, dtype):
                 else:
                     softmax = reference.softmax_cross_entropy_forward(logits, target, smoothing)[1]
                     yield from [(softmax, target, smoothing), (softmax, target.astype(np.int32), smoothing)]
-    elif name in IN_PLACE:
+    elif name.endswith("_update"):
         for shapes in [[(1,)], [(17,)], [(3, 3, 16, 33)], [(64, 10), (10,), (3, 1, 5, 7)], [(5,)] * 40]:
             parameters, grads, firsts, spreads = (tuple(draw(*shape) for shape in shapes) for _ in range(4))
             decays = tuple(0.01 * (index % 3) for index in range(len(shapes)))
@@ -136,6 +137,10 @@ def _arguments(name, rng, dtype):
                 "relu_forward": [(x,), (np.round(x),)],
                 "relu_backward": [(dy, reference.relu_forward(np.round(x)))],
                 "add": [(x, dy)],
+                "add_into": [(x, dy)],
+                "zero": [((x, weight),)],
+                "normalisation_scale": [(weight, bias**2, 1e-5)],
+                "update_running": [(weight, bias**2, bias, weight**2, momentum, 17) for momentum in (0.1, 1.0)],
                 "dropout_forward": [(x, keep, 0.3), (x, keep, 0.0)],
                 "dropout_backward": [(dy, keep, 0.3)],
                 "global_avgpool_forward": [(x,)] * images,
@@ -186,7 +191,7 @@ def _results(name, function, arguments):
     found = function(*arguments)
     if name in IN_PLACE:
         assert found is None
-        return [array for place in IN_PLACE[name] for array in arguments[place]]
+        return _arrays([arguments[place] for place in IN_PLACE[name]])
     return list(found) if isinstance(found, tuple) else [found]
 
 

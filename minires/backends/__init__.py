@@ -20,6 +20,10 @@ _working = set()  # devices that were tried
 _host_backend = ContextVar("minires_host_backend", default="cpu")
 
 
+class NotRecordable(Exception):
+    """A function cannot be run from a recording of its launches, and why."""
+
+
 def ops_for(array):
     """The back end module for an array: `cuda` for CuPy's, else `cpu` or what `use_backend` chose.
 

@@ -102,6 +102,32 @@ def added(gradient, value):
     return None
 
 
+def add_into(total, value):
+    """total += value, in place."""
+    total += value
+
+
+def zero(arrays):
+    """Set every element of some arrays to zero."""
+    for array in arrays:
+        array.fill(0)
+
+
+def normalisation_scale(weight, var, eps):
+    """scale of this module's docstring: (C,)."""
+    return (weight / (var + eps) ** 0.5).astype(var.dtype)
+
+
+def update_running(running_mean, running_var, mean, var, momentum, m):
+    """Let running statistics follow those of a batch of m values a channel, in place, all of them (C,).
+
+    running = (1 - momentum) * running + momentum * batch, the running variance from the unbiased one.
+    """
+    keep = 1 - momentum
+    running_mean[...] = keep * running_mean + momentum * mean
+    running_var[...] = keep * running_var + momentum * var * (m / (m - 1))
+
+
 def batchnorm_coefficients(sum_g, sum_gx, var, weight, eps, count, add_to=(None, None)):
     """(from_dy, from_x, constant) of `conv2d_unit_gradient`, dweight and dbias, each (C,), from the two sums.
 

@@ -9,6 +9,8 @@ import sys
 import numpy as np
 
 from minires.backends import composed
+from minires.backends.composed import add_into, batchnorm_coefficients, normalisation_scale, update_running, zero  # noqa: F401
+from minires.errors import UserError
 
 _this = sys.modules[__name__]
 
@@ -261,6 +263,9 @@ def softmax_cross_entropy_forward(logits, target, label_smoothing):
     loss = -sum_k q_k log p_k with q = (1 - s) * one_hot(target) + s / K. The largest logit is subtracted first, so
     that no exponential overflows and log p is finite even where p rounds to zero.
     """
+    K = logits.shape[1]
+    if not (target.min() >= 0 and target.max() < K):
+        raise UserError(f"CrossEntropyLoss expects targets in 0 .. {K - 1}, got {target.min()} .. {target.max()}")
     shifted = logits - logits.max(1, keepdims=True)
     log_p = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
     picked = log_p[np.arange(len(target)), target]
@@ -344,8 +349,3 @@ def conv2d_unit_gradient(g, z, normalisation, x, prologue, weight, stride, paddi
     """See composed.conv2d_unit_gradient."""
     return composed.conv2d_unit_gradient(_this, g, z, normalisation, x, prologue, weight, stride, padding,
                                          residual_gradient, need_dx, front, add_to, shortcut)
-
-
-def batchnorm_coefficients(sum_g, sum_gx, var, weight, eps, count, add_to=(None, None)):
-    """See composed.batchnorm_coefficients."""
-    return composed.batchnorm_coefficients(sum_g, sum_gx, var, weight, eps, count, add_to)

@@ -10,6 +10,7 @@ On a CPU the clock is the host's, on a GPU the device's own: events before and a
 have happened, so that launches run ahead as they do in training.
 """
 import time
+from functools import partial
 
 import numpy as np
 
@@ -39,34 +40,33 @@ def device_seconds(run, steps, event, milliseconds):
 
 
 class MiniresEngine:
-    """minires, fused as the trainer has it."""
+    """minires, fused and captured as the trainer has it."""
 
     _serving = None  # the inference mode it is in, once it is
 
-    def __init__(self, model, weights, x, target, threads, fused=True, device="cpu"):
+    def __init__(self, model, weights, x, target, threads, fused=True, device="cpu", captured=True):
         from minires.backends import set_num_threads, to_device
         from minires.layers.fused import fuse
         from minires.losses import CrossEntropyLoss
         from minires.models import build_model
         from minires.optim import SGD as Optimiser
+        from minires.replay import capture
+        from minires.training.trainer import gradients
 
         if device == "cpu":
             set_num_threads(threads)
         self.model = fuse(build_model(model), fused).load_state_dict(weights).to(device)
         self.model.input_gradient = False
-        self.loss, self.optimiser = CrossEntropyLoss(), Optimiser(self.model.parameters(), **SGD)
+        self.optimiser = Optimiser(self.model.parameters(), **SGD)
         self.device = device
         self.x, self.target = to_device(x, device), to_device(target, device)
-
-    def _gradients(self):
-        self.optimiser.zero_grad()
-        y = self.model.forward(self.x)
-        loss = self.loss.forward(y, self.target)
-        self.model.backward(self.loss.backward())
-        return loss, y
+        self.gradients = partial(gradients, self.model, CrossEntropyLoss(), self.optimiser)
+        self.logits = self.model.forward
+        if captured:
+            self.gradients, self.logits = capture(self.gradients, self.model), capture(self.logits, self.model)
 
     def step(self):
-        self._gradients()
+        self.gradients(self.x, self.target)
         self.optimiser.step()
 
     def infer(self):
@@ -76,7 +76,7 @@ class MiniresEngine:
             self._serving = inference_mode()
             self._serving.__enter__()
             self.model.eval()
-        return self.model.forward(self.x)
+        return self.logits(self.x)
 
     def first_results(self, work):
         """{name: array} in PyTorch's layouts: logits, and for training loss and every gradient."""
@@ -84,7 +84,7 @@ class MiniresEngine:
 
         if work == "inference":
             return {"logits": to_numpy(self.infer())}
-        loss, y = self._gradients()
+        loss, y = self.gradients(self.x, self.target)
         gradients = {}
         for name, parameter in self.model.named_parameters():
             grad = to_numpy(parameter.grad)
@@ -109,9 +109,9 @@ class MiniresEngine:
     def memory(self):
         """What it held at the most beyond the process's own: {"arena_bytes"} on a CPU, {"peak_bytes"} of a GPU's memory."""
         if self.device == "cpu":
-            from minires.backends.cpu.arena import arena
+            from minires.backends.cpu import arena
 
-            return {"arena_bytes": arena.held}
+            return {"arena_bytes": arena.held()}
         import cupy
 
         return {"peak_bytes": cupy.get_default_memory_pool().total_bytes()}

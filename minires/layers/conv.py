@@ -67,9 +67,9 @@ class Conv2d(Layer):
     def backward(self, dy):
         (x,) = self._saved()
         ops, geometry = ops_for(dy), (self.stride, self.padding, self.dilation)
-        self.weight.grad += ops.conv2d_weight_gradient(dy, x, self.kernel_size, *geometry)
+        self.weight.accumulate(ops.conv2d_weight_gradient(dy, x, self.kernel_size, *geometry))
         if self.bias is not None:
-            self.bias.grad += ops.channel_sum(dy)
+            self.bias.accumulate(ops.channel_sum(dy))
         if not self.input_gradient:
             return None
         return ops.conv2d_input_gradient(dy, self.weight.data, x.shape, *geometry)

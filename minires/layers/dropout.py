@@ -19,6 +19,8 @@ class Dropout(Layer):
     rng: the numpy.random.Generator the draws come from. UserError unless 0 <= p < 1.
     """
 
+    draws = True
+
     def __init__(self, p=0.5, *, rng=None):
         if not 0 <= p < 1:
             raise UserError(f"Dropout's p is the probability of dropping, 0 <= p < 1, got {p!r}")

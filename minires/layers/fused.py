@@ -33,7 +33,7 @@ def statistics_of(bn, mean, var, count):
         bn.update_running(mean, var, count)
     else:
         mean, var = bn.running_mean, bn.running_var
-    return mean, var, (bn.weight.data / (var + bn.eps) ** 0.5).astype(var.dtype)
+    return mean, var, ops_for(var).normalisation_scale(bn.weight.data, var, bn.eps)
 
 
 class _Unit(NamedTuple):

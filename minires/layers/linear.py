@@ -36,9 +36,9 @@ class Linear(Layer):
     def backward(self, dy):
         (x,) = self._saved()
         dx, dweight, dbias = ops_for(dy).linear_backward(dy, x, self.weight.data)
-        self.weight.grad += dweight
+        self.weight.accumulate(dweight)
         if self.bias is not None:
-            self.bias.grad += dbias
+            self.bias.accumulate(dbias)
         return dx
 
 

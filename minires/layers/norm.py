@@ -58,8 +58,8 @@ class BatchNorm2d(Layer):
         x, mean, var, batch_statistics = self._saved()
         dx, dweight, dbias = ops_for(dy).batchnorm_backward(dy, x, mean, var, self.weight.data, self.eps,
                                                             batch_statistics)
-        self.weight.grad += dweight
-        self.bias.grad += dbias
+        self.weight.accumulate(dweight)
+        self.bias.accumulate(dbias)
         return dx
 
     def values_per_channel(self, x):
@@ -74,9 +74,7 @@ class BatchNorm2d(Layer):
         """Let the running statistics follow a batch of m values a channel, unless in inference_mode."""
         if in_inference_mode():
             return
-        keep, take = 1 - self.momentum, self.momentum
-        self.running_mean = keep * self.running_mean + take * mean
-        self.running_var = keep * self.running_var + take * var * (m / (m - 1))
+        ops_for(mean).update_running(self.running_mean, self.running_var, mean, var, self.momentum, m)
 
 
 class LayerNorm(Layer):
@@ -109,6 +107,6 @@ class LayerNorm(Layer):
     def backward(self, dy):
         x, mean, var = self._saved()
         dx, dweight, dbias = ops_for(dy).layernorm_backward(dy, x, mean, var, self.weight.data, self.eps)
-        self.weight.grad += dweight
-        self.bias.grad += dbias
+        self.weight.accumulate(dweight)
+        self.bias.accumulate(dbias)
         return dx

@@ -14,7 +14,8 @@ def left_as_found(model):
 
     That covers modes, fusing, running statistics, what forward kept and taps; a weight changed in place it does not.
     """
-    found = [(layer, dict(vars(layer))) for _, layer in model.named_layers()]
+    found = [(layer, {**vars(layer), **{name: getattr(layer, name).copy() for name in layer.buffers}})
+             for _, layer in model.named_layers()]
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     for parameter, gradient in gradients:
         parameter.grad = gradient * 0

@@ -1,6 +1,7 @@
 """The training loop, used by the command line and by a ten-line script alike."""
 import math
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +10,22 @@ from minires.backends import memory_advice, to_device
 from minires.errors import UserError
 from minires.files import save_tensors, write_atomically
 from minires.losses import CrossEntropyLoss
+from minires.replay import capture
 from minires.training.checkpoint import load_state, save_state
 from minires.training.metrics import Score, evaluate, read_metrics, write_metrics
 from minires.training.progress import Progress
 
 METRICS, CURVES = "metrics.jsonl", "curves.png"
 LAST, BEST, STATE = "last.safetensors", "best.safetensors", "state.safetensors"
+
+
+def gradients(model, loss, optimiser, x, target):
+    """A batch's loss and logits (N, K); the parameters' gradients are set to the loss's."""
+    y = model.forward(x)
+    value = loss.forward(y, target)
+    optimiser.zero_grad()
+    model.backward(loss.backward())
+    return value, y
 
 
 class Trainer:
@@ -46,6 +57,7 @@ class Trainer:
         self.loss = CrossEntropyLoss() if loss is None else loss
         self.out, self.about, self.device, self.progress = None if out is None else Path(out), about, device, progress
         self.rows = []
+        self._gradients = capture(partial(gradients, model, self.loss, optimiser), model)
 
     @property
     def epoch(self):
@@ -102,11 +114,8 @@ class Trainer:
             # Numbers that overflow show up in the loss, and are reported there.
             with np.errstate(over="ignore", invalid="ignore"), memory_advice(len(x)):
                 x, target = to_device(x, self.device), to_device(target, self.device)
-                y = self.model.forward(x)
-                known = score.add(self.loss.forward(y, target), y, target)
-                self._require_finite(known, epoch, rates)
-                self.optimiser.zero_grad()
-                self.model.backward(self.loss.backward())
+                loss, y = self._gradients(x, target)
+                self._require_finite(score.add(loss, y, target), epoch, rates)
                 self.optimiser.step()
             if self.schedule is not None:
                 self.schedule.step()

@@ -1,8 +1,8 @@
 """The CPU back end: Numba kernels for what costs time; BLAS, through NumPy, for the one small matrix product.
 
-Reading order: microkernel (the inner loop), geometry (which elements it multiplies), conv, norm, pool, elementwise; and
-simd (vectors as values), host (how wide they are), arena (memory that is used again),
-threads (who computes what), jit and ahead (how and when kernels are compiled).
+Reading order: microkernel (the inner loop), geometry (which elements it multiplies), conv, norm, pool, elementwise, plain;
+and simd (vectors as values), host (how wide they are), arena (memory that is used again), threads (who computes what),
+recording (all of it again, without Python), jit and ahead (how and when kernels are compiled).
 """
 import sys
 
@@ -14,11 +14,13 @@ from minires.backends.cpu.conv import conv2d_forward, conv2d_input_gradient, con
 from minires.backends.cpu.elementwise import (
     adamw_update,
     add,
+    add_into,
     dropout_backward,
     dropout_forward,
     relu_backward,
     relu_forward,
     sgd_update,
+    zero,
 )
 from minires.backends.cpu.fused import (
     add_relu_conv2d_moments,
@@ -36,6 +38,16 @@ from minires.backends.cpu.norm import (
     channel_sum,
     layernorm_backward,
     layernorm_forward,
+    normalisation_scale,
+    update_running,
+)
+from minires.backends.cpu.plain import (
+    linear_backward,
+    linear_forward,
+    mse_backward,
+    mse_forward,
+    softmax_cross_entropy_backward,
+    softmax_cross_entropy_forward,
 )
 from minires.backends.cpu.pool import (
     avgpool2d_backward,
@@ -47,19 +59,13 @@ from minires.backends.cpu.pool import (
     pad_shortcut_backward,
     pad_shortcut_forward,
 )
-from minires.backends.reference import (
-    linear_backward,
-    linear_forward,
-    mse_backward,
-    mse_forward,
-    softmax_cross_entropy_backward,
-    softmax_cross_entropy_forward,
-)
+from minires.backends.cpu.recording import Recording as Recording  # of no operator
 from minires.errors import UserError
 
 __all__ = [
     "adamw_update",
     "add",
+    "add_into",
     "add_relu_conv2d_moments",
     "add_relu_gradient",
     "avgpool2d_backward",
@@ -87,6 +93,7 @@ __all__ = [
     "maxpool2d_forward",
     "mse_backward",
     "mse_forward",
+    "normalisation_scale",
     "normalise_add_relu",
     "pad_shortcut_backward",
     "pad_shortcut_forward",
@@ -95,6 +102,8 @@ __all__ = [
     "sgd_update",
     "softmax_cross_entropy_backward",
     "softmax_cross_entropy_forward",
+    "update_running",
+    "zero",
 ]
 
 

@@ -11,6 +11,8 @@ import threading
 import weakref
 from bisect import bisect
 from collections import deque
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import numpy as np
 
@@ -29,6 +31,7 @@ class _Slab:
         own = np.empty(size + ALIGNMENT, np.uint8)
         start = -own.ctypes.data % ALIGNMENT
         self.memory, self.top, self.gaps = memoryview(own)[start:start + size], 0, [(0, size)]
+        self.start = own.ctypes.data + start  # its address
 
     def take(self, size):
         """Where `size` bytes begin that nobody uses, the lowest such address, or None."""
@@ -67,19 +70,11 @@ def aligned_zeros(shape, dtype):
     return _view(np.zeros(math.prod(shape) * dtype.itemsize + ALIGNMENT, np.uint8), shape, dtype)
 
 
-def aligned(array):
-    """The array itself where it is C-contiguous and starts a cache line, else a copy that is and does."""
-    if array.flags.c_contiguous and array.ctypes.data % ALIGNMENT == 0:
-        return array
-    copy = empty(array.shape, array.dtype)
-    copy[...] = array
-    return copy
-
-
 class Arena:
     """Places in slabs. Thread-safe; counts what it ever handed out at once, in bytes, for the benchmarks."""
 
     def __init__(self):
+        _all.add(self)
         self._large, self._small = [], []  # slabs; small results among the large ones would part gaps
         self._free = {}  # size: places (slab, start) of small results
         self._taken, self._ended = {}, deque()  # by id, places in use (they hash as their arrays, not at all); ended places
@@ -89,6 +84,11 @@ class Arena:
     def held(self):
         """Bytes of memory that were handed out before, used and free."""
         return sum(slab.top for slab in self._large + self._small)
+
+    def holds(self, array):
+        """Whether an array lies in a slab."""
+        start = array.ctypes.data
+        return any(0 <= start - slab.start < len(slab.memory) for slab in self._large + self._small)
 
     def empty(self, shape, dtype):
         """An uninitialised C-contiguous array, aligned to cache lines, whose memory returns here when it is dropped."""
@@ -136,5 +136,26 @@ class Arena:
         return slabs[-1], slabs[-1].take(size)
 
 
-arena = Arena()
-empty = arena.empty
+_all = weakref.WeakSet()
+_shared = Arena()
+_arena = ContextVar("minires_arena", default=_shared)
+
+
+def empty(shape, dtype):
+    """An uninitialised C-contiguous array, aligned to cache lines, of the arena that the caller uses."""
+    return _arena.get().empty(shape, dtype)
+
+
+@contextmanager
+def using(arena):
+    """Within, in the caller's thread, results lie in this arena and not in the one that all share."""
+    token = _arena.set(arena)
+    try:
+        yield
+    finally:
+        _arena.reset(token)
+
+
+def held():
+    """Bytes that all arenas hold."""
+    return sum(arena.held for arena in _all)

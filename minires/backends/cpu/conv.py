@@ -18,13 +18,14 @@ import numpy as np
 from minires.backends.cpu import jit, winograd
 from minires.backends.cpu.algorithm import winograd_size
 from minires.backends.cpu.arena import empty
+from minires.backends.cpu.elementwise import CHUNK, flat, share
 from minires.backends.cpu.gather import GROUPS, run_gather
 from minires.backends.cpu.geometry import choose_tiling, forward_gather, input_gradient_gather, round_up, weight_runs
 from minires.backends.cpu.host import lanes_of
 from minires.backends.cpu.images import copy_image, scratch
 from minires.backends.cpu.microkernel import tile
 from minires.backends.cpu.moments import add_row
-from minires.backends.cpu.threads import await_tasks, claim, claim_next, enter, launch, leave
+from minires.backends.cpu.threads import await_tasks, claim, claim_next, enter, here, launch, leave
 
 PARTIAL_BYTES = 1 << 24  # all partial weight gradients of one convolution together stay below this
 
@@ -42,7 +43,7 @@ def conv2d_forward(x, weight, bias, stride, padding, dilation):
     plan = forward_gather(*x.shape[1:], wide, lanes, (KH, KW), stride, padding, dilation)
     y = narrow(run_gather(plan, x, widen(weight, wide).reshape(-1), wide), O)
     if bias is not None:
-        y += bias
+        here(np.add, y, bias, y)
     return y
 
 
@@ -53,7 +54,7 @@ def conv2d_input_gradient(dy, weight, x_shape, stride, padding, dilation):
     O = dy.shape[3]
     m = winograd_size(x_shape, dy.dtype, O, (KH, KW), stride, padding, dilation)
     if m:
-        return winograd.forward(m, dy, None, flipped(weight))
+        return winograd.forward(m, dy, None, here(flipped, weight))
     lanes = lanes_of(dy.dtype)
     wide = round_up(C, lanes)
     plan = input_gradient_gather(*x_shape[1:3], wide, O, lanes, (KH, KW), stride, padding, dilation)
@@ -139,28 +140,41 @@ def flipped(weight):
 def pack_transposed(weight, taps, wide):
     """The weights of each phase one after another, each (rows, columns, O, wide), the channels C padded to `wide`."""
     packed = empty((sum(len(rows) * len(columns) for rows, columns in taps) * weight.shape[3], wide), weight.dtype)
-    np.take(widen(weight.transpose(0, 1, 3, 2), wide) if wide > weight.shape[2] else weight,
-            _packing(weight.shape, taps, wide), out=packed.reshape(-1), mode="clip")
+    share(_take, packed.size, flat(weight), _packing(weight.shape, taps, wide), packed.reshape(-1))
     return packed
+
+
+@jit.kernel
+def _take(tasks, counter, thread, source, places, packed):
+    """packed = source[places], 0 where the place is -1."""
+    enter(counter, thread)
+    chunk = claim(counter)
+    while chunk < tasks:
+        for i in range(chunk * CHUNK, min((chunk + 1) * CHUNK, packed.size)):
+            packed[i] = source[places[i]] if places[i] >= 0 else 0
+        chunk = claim(counter)
+    leave(counter, thread)
 
 
 @lru_cache(maxsize=128)
 def _packing(shape, taps, wide):
-    """Where each of the packed weights lies in the flat weights: in (KH, KW, C, O), or widened in (KH, KW, O, wide)."""
-    places = np.arange(math.prod(shape)).reshape(shape).transpose(0, 1, 3, 2)
-    if wide > shape[2]:
-        places = np.arange(shape[0] * shape[1] * shape[3] * wide).reshape(*shape[:2], shape[3], wide)
+    """Where each of the packed weights lies in the flat weights (KH, KW, C, O); -1 for what only widens them."""
+    KH, KW, C, O = shape
+    places = np.full((KH, KW, O, wide), -1)
+    places[..., :C] = np.arange(math.prod(shape)).reshape(shape).transpose(0, 1, 3, 2)
     return np.concatenate([places[np.ix_(*phase)].reshape(-1) for phase in taps])
 
 
 def widen(array, wide):
     """The array with zeros appended to its last axis up to `wide` entries, C-contiguous."""
-    if array.shape[-1] == wide:
-        return np.ascontiguousarray(array)
+    return np.ascontiguousarray(array) if array.shape[-1] == wide else here(_widened, array, wide)
+
+
+def _widened(array, wide):
     wider = np.zeros((*array.shape[:-1], wide), array.dtype)
     wider[..., :array.shape[-1]] = array
     return wider
 
 
 def narrow(array, channels):
-    return array if array.shape[-1] == channels else np.ascontiguousarray(array[..., :channels])
+    return array if array.shape[-1] == channels else here(np.ascontiguousarray, array[..., :channels])

@@ -7,8 +7,8 @@ import numpy as np
 
 from minires.backends import reference
 from minires.backends.cpu import jit
-from minires.backends.cpu.arena import empty
-from minires.backends.cpu.threads import claim, enter, launch, leave
+from minires.backends.cpu.arena import ALIGNMENT, empty
+from minires.backends.cpu.threads import claim, enter, here, launch, leave
 
 CHUNK = 1 << 15  # elements a thread takes at a time
 TOGETHER = 8  # parameters that one launch updates: a launch costs more than most of them
@@ -19,9 +19,31 @@ def flat(array):
     return np.ascontiguousarray(array).reshape(-1)
 
 
+def aligned(array):
+    """The array itself where it is C-contiguous and starts a cache line, else a copy that is and does."""
+    if array.flags.c_contiguous and array.ctypes.data % ALIGNMENT == 0:
+        return array
+    copy = empty(array.shape, array.dtype)
+    share(_copy, array.size, flat(array), flat(copy))
+    return copy
+
+
 def share(kernel, size, *arguments):
     """Launch a kernel over the chunks that cover `size` elements."""
     launch(kernel, -(-size // CHUNK), size, *arguments)
+
+
+@jit.kernel
+def _copy(tasks, counter, thread, x, y):
+    enter(counter, thread)
+    chunk = claim(counter)
+    while chunk < tasks:
+        start, end = chunk * CHUNK, (chunk + 1) * CHUNK
+        x_, y_ = x[start:end], y[start:end]
+        for i in range(x_.size):
+            y_[i] = x_[i]
+        chunk = claim(counter)
+    leave(counter, thread)
 
 
 @jit.kernel
@@ -95,6 +117,22 @@ def add(a, b):
     y = empty(a.shape, a.dtype)
     share(_add, a.size, flat(a), flat(b), flat(y))
     return y
+
+
+def add_into(total, value):
+    """total += value, in place."""
+    here(np.add, total, value, total)
+
+
+def zero(arrays):
+    """Set every element of some arrays to zero."""
+    here(_fill, arrays)
+
+
+def _fill(arrays):
+    for array in arrays:
+        array.fill(0)
+    return ()
 
 
 def dropout_forward(x, keep, p):

@@ -41,7 +41,7 @@ from minires.backends.cpu.images import (
 )
 from minires.backends.cpu.moments import add_channel, add_row
 from minires.backends.cpu.simd import load, prefetch, rectify, store, stream, where_positive
-from minires.backends.cpu.threads import await_tasks, claim, claim_next, enter, launch, leave
+from minires.backends.cpu.threads import await_tasks, claim, claim_next, enter, here, launch, leave
 
 PLAIN = (1, 1)  # dilation
 
@@ -70,14 +70,14 @@ def conv2d_moments(x, prologue, weight, stride, padding):
     """z = conv(a(x)), its mean and biased variance: see composed."""
     x, prologue = np.ascontiguousarray(x), contiguous(prologue)
     if not divides(x, weight.shape[3]) or (prologue is not None and not divides(x, weight.shape[2])):
-        return composed.conv2d_moments(_PlainKernels, x, prologue, weight, stride, padding)
+        return here(composed.conv2d_moments, _PlainKernels, x, prologue, weight, stride, padding)
     return _conv2d_moments(x, prologue, weight, stride, padding)
 
 
 def add_relu_conv2d_moments(z, prologue, residual, weight, stride, padding):
     """y = relu((z - mean) * scale + bias + residual), conv(y), its mean and biased variance: see composed."""
     if not divides(z, *weight.shape[2:]):
-        return composed.add_relu_conv2d_moments(_PlainKernels, z, prologue, residual, weight, stride, padding)
+        return here(composed.add_relu_conv2d_moments, _PlainKernels, z, prologue, residual, weight, stride, padding)
     (z, residual), y = contiguous((z, residual)), empty(z.shape, z.dtype)
     return y, *_conv2d_moments(z, contiguous(prologue), weight, stride, padding, residual, y)
 
@@ -100,7 +100,7 @@ def conv2d_bias_relu(x, weight, bias, residual, relu, stride, padding):
     x, (bias, residual) = np.ascontiguousarray(x), contiguous((bias, residual))
     KH, KW, C, O = weight.shape
     if not divides(x, O):
-        return composed.conv2d_bias_relu(_PlainKernels, x, weight, bias, residual, relu, stride, padding)
+        return here(composed.conv2d_bias_relu, _PlainKernels, x, weight, bias, residual, relu, stride, padding)
     m = winograd_size(x.shape, x.dtype, O, (KH, KW), stride, padding, PLAIN)
     if m:
         return winograd.forward(m, x, None, weight, epilogue=(bias, residual, relu))
@@ -135,7 +135,7 @@ def _normalise_add_relu_kernel(lanes):
 def normalise_add_relu(z, prologue, residual):
     """y = relu((z - mean) * scale + bias + residual): see composed."""
     if not divides(z, z.shape[3]):
-        return composed.normalise_add_relu(_PlainKernels, z, prologue, residual)
+        return here(composed.normalise_add_relu, _PlainKernels, z, prologue, residual)
     y, prologue = empty(z.shape, z.dtype), contiguous(prologue)
     residual = np.empty((0, 0), z.dtype) if residual is None else norm.rows(residual)
     launch(_normalise_add_relu_kernel(lanes_of(z.dtype)), norm.PARTS, z.size, norm.rows(z), *prologue, residual,
@@ -176,7 +176,7 @@ def add_relu_gradient(dy, y, z, mean):
     """g = dy where y > 0, sum(g), sum(g * (z - mean)): see composed."""
     C = z.shape[3]
     if not divides(z, C):
-        return composed.add_relu_gradient(_PlainKernels, dy, y, z, mean)
+        return here(composed.add_relu_gradient, _PlainKernels, dy, y, z, mean)
     g, sums, total = empty(dy.shape, dy.dtype), np.empty((norm.PARTS, 2, C), dy.dtype), np.empty((2, C), dy.dtype)
     launch(_add_relu_gradient_kernel(lanes_of(z.dtype)), norm.PARTS + C, z.size, norm.rows(dy), norm.rows(y), norm.rows(z),
            np.ascontiguousarray(mean), norm.rows(g), sums, total)
@@ -253,7 +253,7 @@ def conv2d_unit_gradient(g, z, normalisation, x, prologue, weight, stride, paddi
     if add_to is not None and not add_to.flags.c_contiguous:
         dx, dweight, *sums = conv2d_unit_gradient(g, z, normalisation, x, prologue, weight, stride, padding,
                                                   residual_gradient, need_dx, front, None, shortcut)
-        return dx, composed.added(add_to, dweight), *sums
+        return dx, here(composed.added, add_to, dweight), *sums
     g, z, x, residual_gradient, shortcut = contiguous((g, z, x, residual_gradient, shortcut))
     normalisation, prologue, front = contiguous(normalisation), contiguous(prologue), contiguous(front)
     (N, H, _, C), (KH, KW, _, O) = x.shape, weight.shape
@@ -264,7 +264,7 @@ def conv2d_unit_gradient(g, z, normalisation, x, prologue, weight, stride, paddi
         return dx, dweight, *((None, None) if total is None else total)
     plan = _unit_plan(x.shape, x.dtype, weight.shape, stride, padding, need_dx)
     if plan is None or (prologue is not None and not divides(x, C)):
-        return composed.conv2d_unit_gradient(_PlainKernels, g, z, normalisation, x, prologue, weight, stride, padding,
+        return here(composed.conv2d_unit_gradient, _PlainKernels, g, z, normalisation, x, prologue, weight, stride, padding,
                                              residual_gradient, need_dx, front, add_to, shortcut)
     kernel, partial, taps, places = plan
     nothing, front = np.empty(0, x.dtype), front_of(x, prologue, front)
@@ -285,13 +285,15 @@ def batchnorm_coefficients(sum_g, sum_gx, var, weight, eps, count, add_to=(None,
     """(from_dy, from_x, constant), dweight and dbias: see composed."""
     gradients = [np.zeros_like(var) if gradient is None else gradient for gradient in add_to]
     factors = np.empty((3, len(var)), var.dtype)
-    _coefficients(sum_g, sum_gx, var, weight, eps, 0.0 if count is None else 1 / count, factors, *gradients)
+    launch(_coefficients, 1, len(var), sum_g, sum_gx, var, weight, eps, 0.0 if count is None else 1 / count, factors,
+           *gradients)
     return *factors, *(value if gradient is None else None for value, gradient in zip(gradients, add_to, strict=True))
 
 
 @jit.kernel
-def _coefficients(sum_g, sum_gx, var, weight, eps, part, factors, weight_gradient, bias_gradient):
+def _coefficients(tasks, counter, thread, sum_g, sum_gx, var, weight, eps, part, factors, weight_gradient, bias_gradient):
     """In one call what NumPy does in twenty, each of them slower than all of this (see threads.py)."""
+    enter(counter, thread)
     for c in range(var.size):
         inv_std = 1 / np.sqrt(np.float64(var[c]) + eps)
         from_dy, dweight = weight[c] * inv_std, sum_gx[c] * inv_std
@@ -300,3 +302,4 @@ def _coefficients(sum_g, sum_gx, var, weight, eps, part, factors, weight_gradien
         factors[2, c] = -from_dy * sum_g[c] * part
         weight_gradient[c] += dweight
         bias_gradient[c] += sum_g[c]
+    leave(counter, thread)

@@ -19,7 +19,8 @@ from functools import cache
 import numpy as np
 
 from minires.backends.cpu import jit
-from minires.backends.cpu.arena import aligned, empty
+from minires.backends.cpu.arena import empty
+from minires.backends.cpu.elementwise import aligned
 from minires.backends.cpu.host import lanes_of
 from minires.backends.cpu.images import copy_image, load_normalised, moments_room, prologue_of, scratch
 from minires.backends.cpu.microkernel import tile

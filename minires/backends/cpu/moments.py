@@ -7,6 +7,7 @@ import numpy as np
 from minires.backends.cpu import jit
 from minires.backends.cpu.host import lanes_of
 from minires.backends.cpu.simd import load, splat, store, stream
+from minires.backends.cpu.threads import claim, enter, launch, leave
 
 
 def channel_lanes(channels, dtype):
@@ -56,14 +57,18 @@ def merge_moments(means, squares, counts):
     (Chan, Golub & LeVeque 1983), in float64.
     """
     merged = np.empty((2, means.shape[1]), means.dtype)
-    _merge(means, squares, counts, merged)
+    launch(_merge, means.shape[1], means.size, means, squares, counts, merged)
     return merged[0], merged[1]
 
 
 @jit.kernel
-def _merge(means, squares, counts, merged):
-    for c in range(means.shape[1]):
+def _merge(tasks, counter, thread, means, squares, counts, merged):
+    enter(counter, thread)
+    c = claim(counter)
+    while c < tasks:
         merge_channel(means, squares, counts, c, merged)
+        c = claim(counter)
+    leave(counter, thread)
 
 
 @jit.part

@@ -14,7 +14,7 @@ from minires.backends.cpu import jit
 from minires.backends.cpu.arena import empty
 from minires.backends.cpu.moments import channel_lanes, merge_moments, moments
 from minires.backends.cpu.simd import load, store
-from minires.backends.cpu.threads import claim, enter, launch, leave
+from minires.backends.cpu.threads import claim, enter, here, launch, leave
 
 PARTS = 64
 
@@ -119,7 +119,7 @@ def batchnorm_forward(x, weight, bias, eps):
 def batchnorm_apply(x, mean, var, weight, bias, eps):
     """y = weight * (x - mean) / sqrt(var + eps) + bias, in one pass."""
     y = empty(x.shape, x.dtype)
-    scale = np.ascontiguousarray((weight / np.sqrt(var + eps)).astype(x.dtype))
+    scale = normalisation_scale(weight, var, eps)
     mean, bias = np.ascontiguousarray(mean), np.ascontiguousarray(bias)
     launch(_apply_kernel(channel_lanes(x.shape[-1], x.dtype)), PARTS, x.size, rows(x), mean, scale, bias, rows(y))
     return y
@@ -133,10 +133,45 @@ def batchnorm_backward(dy, x, mean, var, weight, eps, batch_statistics):
     sums = np.empty((PARTS, 2, C), x.dtype)
     launch(_gradient_sums_kernel(lanes), PARTS, x.size, flat_dy, flat_x, mean, sums)
     count = M if batch_statistics else None
-    *factors, dweight, dbias = batchnorm_coefficients(*sums.sum(0, dtype=np.float64), var, weight, eps, count)
-    dx, factors = empty(x.shape, x.dtype), [np.ascontiguousarray(factor) for factor in factors]
+    *factors, dweight, dbias = here(_coefficients, sums, var, weight, eps, count)
+    dx = empty(x.shape, x.dtype)
     launch(_gradient_kernel(lanes), PARTS, x.size, flat_dy, flat_x, mean, *factors, rows(dx))
     return dx, dweight, dbias
+
+
+def _coefficients(sums, var, weight, eps, count):
+    """composed.batchnorm_coefficients of the sums' parts, (PARTS, 2, C)."""
+    return tuple(map(np.ascontiguousarray, batchnorm_coefficients(*sums.sum(0, dtype=np.float64), var, weight, eps, count)))
+
+
+@jit.kernel
+def _scale(tasks, counter, thread, weight, var, eps, scale):
+    enter(counter, thread)
+    for c in range(scale.size):
+        scale[c] = weight[c] / np.sqrt(var[c] + eps)
+    leave(counter, thread)
+
+
+def normalisation_scale(weight, var, eps):
+    """weight / sqrt(var + eps): (C,)."""
+    scale = np.empty(var.shape, var.dtype)
+    launch(_scale, 1, var.size, weight, var, var.dtype.type(eps), scale)
+    return scale
+
+
+@jit.kernel
+def _follow(tasks, counter, thread, running_mean, running_var, mean, var, keep, take, unbias):
+    enter(counter, thread)
+    for c in range(running_mean.size):
+        running_mean[c] = keep * running_mean[c] + take * mean[c]
+        running_var[c] = keep * running_var[c] + take * var[c] * unbias
+    leave(counter, thread)
+
+
+def update_running(running_mean, running_var, mean, var, momentum, m):
+    """Let running statistics follow those of a batch of m values a channel, in place: see composed."""
+    numbers = map(running_var.dtype.type, (1 - momentum, momentum, m / (m - 1)))
+    launch(_follow, 1, mean.size, running_mean, running_var, mean, var, *numbers)
 
 
 @jit.kernel
@@ -157,7 +192,11 @@ def channel_sum(dy):
     """The gradient of a bias: dy: (..., C) -> (C,)."""
     sums = np.empty((PARTS, dy.shape[-1]), dy.dtype)
     launch(_channel_sums, PARTS, dy.size, rows(dy), sums)
-    return sums.sum(0, dtype=np.float64).astype(dy.dtype)
+    return here(_sum_of_parts, sums)
+
+
+def _sum_of_parts(parts):
+    return parts.sum(0, dtype=np.float64).astype(parts.dtype)
 
 
 @jit.kernel
@@ -219,7 +258,7 @@ def layernorm_forward(x, weight, bias, eps):
 def layernorm_backward(dy, x, mean, var, weight, eps):
     """-> dx: (..., C), dweight: (C,), dbias: (C,)."""
     dx = empty(x.shape, x.dtype)
-    dweight, dbias = np.empty((2, PARTS, x.shape[-1]), x.dtype)
+    parts = np.empty((2, PARTS, x.shape[-1]), x.dtype)
     launch(_layernorm_gradient, PARTS, x.size, rows(dy), rows(x), mean.reshape(-1), var.reshape(-1), weight,
-           x.dtype.type(eps), rows(dx), dweight, dbias)
-    return dx, dweight.sum(0), dbias.sum(0)
+           x.dtype.type(eps), rows(dx), *parts)
+    return dx, *here(np.sum, parts, 1)

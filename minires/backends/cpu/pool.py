@@ -3,10 +3,15 @@
 Bytes moved: x once, y once (and argmax, 4 bytes an output). The backward passes gather nothing: each image's dx is
 zeroed and added to while it is in the cache.
 """
+import math
+from functools import cache
+
 import numpy as np
 
 from minires.backends.cpu import jit
 from minires.backends.cpu.arena import empty
+from minires.backends.cpu.host import lanes_of
+from minires.backends.cpu.simd import load, prefetch, splat, store
 from minires.backends.cpu.threads import claim, enter, launch, leave
 from minires.backends.reference import output_size
 
@@ -174,47 +179,76 @@ def global_avgpool_backward(dy, x_shape):
     return dx
 
 
-@jit.kernel
-def _pad_shortcut(tasks, counter, thread, x, y, before, stride):
-    enter(counter, thread)
-    N, OH, OW, O = y.shape
-    n = claim(counter)
-    while n < tasks:
-        for oh in range(OH):
-            for ow in range(OW):
-                for o in range(O):
-                    y[n, oh, ow, o] = 0
-                for c in range(x.shape[3]):
-                    y[n, oh, ow, before + c] = x[n, oh * stride[0], ow * stride[1], c]
+@cache
+def _pad_shortcut_kernel(lanes):
+    @jit.kernel
+    def pad_shortcut(tasks, counter, thread, x, y, before, stride):
+        enter(counter, thread)
+        (_, H, W, C), (_, OH, OW, O) = x.shape, y.shape
+        zero = splat(lanes, x.dtype.type(0))
         n = claim(counter)
-    leave(counter, thread)
+        while n < tasks:
+            for oh in range(OH):
+                for ow in range(OW):
+                    source, target = ((n * H + oh * stride[0]) * W + ow * stride[1]) * C, ((n * OH + oh) * OW + ow) * O
+                    prefetch(x, source)
+                    for o in range(0, before, lanes):
+                        store(y, target + o, zero)
+                    for c in range(0, C, lanes):
+                        store(y, target + before + c, load(lanes, x, source + c))
+                    for o in range(before + C, O, lanes):
+                        store(y, target + o, zero)
+            n = claim(counter)
+        leave(counter, thread)
+
+    return pad_shortcut
 
 
-@jit.kernel
-def _pad_shortcut_gradient(tasks, counter, thread, dy, dx, before, stride):
-    enter(counter, thread)
-    N, H, W, C = dx.shape
-    n = claim(counter)
-    while n < tasks:
-        dx[n] = 0
-        for oh in range(dy.shape[1]):
-            for ow in range(dy.shape[2]):
-                for c in range(C):
-                    dx[n, oh * stride[0], ow * stride[1], c] = dy[n, oh, ow, before + c]
+@cache
+def _pad_shortcut_gradient_kernel(lanes):
+    @jit.kernel
+    def pad_shortcut_gradient(tasks, counter, thread, dy, dx, before, stride):
+        enter(counter, thread)
+        (_, OH, OW, O), (_, H, W, C) = dy.shape, dx.shape
+        zero = splat(lanes, dx.dtype.type(0))
         n = claim(counter)
-    leave(counter, thread)
+        while n < tasks:
+            for h in range(H):
+                row = (n * H + h) * W * C
+                if h % stride[0]:
+                    for i in range(row, row + W * C, lanes):
+                        store(dx, i, zero)
+                    continue
+                for ow in range(OW):
+                    source, target = ((n * OH + h // stride[0]) * OW + ow) * O + before, row + ow * stride[1] * C
+                    prefetch(dy, source)
+                    for c in range(0, C, lanes):
+                        store(dx, target + c, load(lanes, dy, source + c))
+                    for i in range(target + C, min(target + stride[1] * C, row + W * C), lanes):
+                        store(dx, i, zero)
+            n = claim(counter)
+        leave(counter, thread)
+
+    return pad_shortcut_gradient
+
+
+def _lanes_between(before, channels, out_channels, dtype):
+    """The widest vector that divides the zeros before, the channels that are kept, and the zeros behind."""
+    return math.gcd(before, channels, out_channels, lanes_of(dtype))  # lanes_of: a power of two
 
 
 def pad_shortcut_forward(x, out_channels, stride):
     """Every stride-th pixel, zero channels added evenly on both sides: (N, H, W, C) -> (N, OH, OW, O)."""
     N, H, W, C = x.shape
-    y = empty((N, -(-H // stride[0]), -(-W // stride[1]), out_channels), x.dtype)
-    launch(_pad_shortcut, len(x), x.size, np.ascontiguousarray(x), y, (out_channels - C) // 2, stride)
+    y, before = empty((N, -(-H // stride[0]), -(-W // stride[1]), out_channels), x.dtype), (out_channels - C) // 2
+    kernel = _pad_shortcut_kernel(_lanes_between(before, C, out_channels, x.dtype))
+    launch(kernel, len(x), x.size, np.ascontiguousarray(x), y, before, stride)
     return y
 
 
 def pad_shortcut_backward(dy, x_shape, stride):
     """dx: the pixels that were kept take the gradient of their own channels, the others none."""
-    dx = empty(x_shape, dy.dtype)
-    launch(_pad_shortcut_gradient, len(dy), dy.size, np.ascontiguousarray(dy), dx, (dy.shape[3] - x_shape[3]) // 2, stride)
+    dx, before = empty(x_shape, dy.dtype), (dy.shape[3] - x_shape[3]) // 2
+    kernel = _pad_shortcut_gradient_kernel(_lanes_between(before, x_shape[3], dy.shape[3], dy.dtype))
+    launch(kernel, len(dy), dy.size, np.ascontiguousarray(dy), dx, before, stride)
     return dx

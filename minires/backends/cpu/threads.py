@@ -31,11 +31,12 @@ every kernel three times over, and the first training step of a new machine wait
 
 How the others enter: `enter` writes all arguments of the function that it stands in, and the address of a function that
 calls it with them and another `thread`, into the counter's memory, and opens its gate; `leave` closes it and waits for those
-inside.
+inside. Whoever keeps a copy of what `enter` wrote can run the kernel again without Python: see recording.py.
 """
 import os
 import platform
 import threading
+from contextvars import ContextVar
 from queue import SimpleQueue
 
 import numpy as np
@@ -49,8 +50,10 @@ from minires.backends.cpu import jit
 SMALL = 1 << 16  # operations: below, handing work to another thread takes longer than doing it
 SPINS = 20000  # looks before a thread sleeps, about 0.4 ms
 # Places in a counter, in 8 bytes; those that several threads write are a cache line apart. GATE: kernels so far * KERNEL,
-# + CLOSED, + threads that entered. ARGUMENTS: where the kernel's begin.
-CLAIMED, DONE, FINISHED, GATE, THREADS, FAILED, ENTRY, ARGUMENTS, WORDS = 0, 8, 16, 24, 32, 33, 34, 40, 1024
+# + CLOSED, + threads that entered. ARGUMENTS: where the kernel's begin, SIZE bytes of them. BUSY: not 0 while kernels follow
+# one another without Python between them.
+CLAIMED, DONE, FINISHED, GATE = 0, 8, 16, 24
+THREADS, FAILED, ENTRY, SIZE, BUSY, ARGUMENTS, WORDS = 32, 33, 34, 35, 36, 40, 1024
 CLOSED, KERNEL = 1 << 15, 1 << 16
 I32, I64 = ir.IntType(32), ir.IntType(64)
 
@@ -86,7 +89,8 @@ def _reading(index):
 claim = _changing("add", CLAIMED, "monotonic", 1)  # the number of the next task that nobody has
 _task_done, _finished = _changing("add", DONE, "release", 1), _changing("add", FINISHED, "release", 1)
 _close = _changing("or", GATE, "acq_rel", CLOSED)
-_done, _finishers, _gate, _failed = _reading(DONE), _reading(FINISHED), _reading(GATE), _reading(FAILED)
+_done, _finishers, _gate = _reading(DONE), _reading(FINISHED), _reading(GATE)
+_failed, _busy = _reading(FAILED), _reading(BUSY)
 _yield_core = types.ExternalFunction("sched_yield", types.int32())
 
 
@@ -110,16 +114,18 @@ def enter(typingctx, counter, thread):
         with builder.if_then(builder.icmp_signed("==", args[1], I64(0))):
             for place in (CLAIMED, DONE, FINISHED):
                 builder.store(I64(0), _pointer(context, builder, state, place))
+            kind = ir.LiteralStructType([argument.type for argument in kernel.args])
+            size = context.get_abi_sizeof(kind)
+            if size > 8 * (WORDS - ARGUMENTS):
+                raise ValueError(f"{kernel.name} has too many arguments: raise WORDS in threads.py")
+            frame = builder.bitcast(_pointer(context, builder, state, ARGUMENTS), kind.as_pointer())
+            for index, argument in enumerate(kernel.args):
+                builder.store(argument, builder.gep(frame, [I32(0), I32(index)]), align=1)
+            entry = builder.ptrtoint(_entry(kernel, kind), I64)
+            builder.store(entry, _pointer(context, builder, state, ENTRY))
+            builder.store(I64(size), _pointer(context, builder, state, SIZE))
             threads = builder.load(_pointer(context, builder, state, THREADS))
             with builder.if_then(builder.icmp_signed(">", threads, I64(1))):
-                kind = ir.LiteralStructType([argument.type for argument in kernel.args])
-                if context.get_abi_sizeof(kind) > 8 * (WORDS - ARGUMENTS):
-                    raise ValueError(f"{kernel.name} has too many arguments: raise WORDS in threads.py")
-                frame = builder.bitcast(_pointer(context, builder, state, ARGUMENTS), kind.as_pointer())
-                for index, argument in enumerate(kernel.args):
-                    builder.store(argument, builder.gep(frame, [I32(0), I32(index)]), align=1)
-                entry = builder.ptrtoint(_entry(kernel, kind), I64)
-                builder.store(entry, _pointer(context, builder, state, ENTRY))
                 gate = _pointer(context, builder, state, GATE)
                 following = builder.add(builder.or_(builder.load(gate), I64(KERNEL - 1)), I64(1))
                 builder.store_atomic(following, gate, "release", 8)
@@ -142,15 +148,23 @@ def _entry(kernel, kind):
 
 
 @intrinsic
-def _call(typingctx, state, thread):
-    """Run the kernel whose gate is open, as `thread`; not 0 if it raised an exception."""
+def _call(typingctx, entry, frame, thread):
+    """Run a kernel as `thread`, by its entry and the address of its arguments; not 0 if it raised an exception."""
     def codegen(context, builder, sig, args):
         kind = ir.FunctionType(I32, [ir.IntType(8).as_pointer(), I64]).as_pointer()
-        entry = builder.inttoptr(builder.load(_pointer(context, builder, (state, args[0]), ENTRY)), kind)
-        frame = builder.bitcast(_pointer(context, builder, (state, args[0]), ARGUMENTS), ir.IntType(8).as_pointer())
-        return builder.sext(builder.call(entry, [frame, args[1]]), I64)
+        address = builder.inttoptr(args[1], ir.IntType(8).as_pointer())
+        return builder.sext(builder.call(builder.inttoptr(args[0], kind), [address, args[2]]), I64)
 
-    return types.int64(state, types.int64), codegen
+    return types.int64(types.int64, types.int64, types.int64), codegen
+
+
+@intrinsic
+def _arguments(typingctx, state):
+    """The address of the arguments of the kernel whose gate is open."""
+    def codegen(context, builder, sig, args):
+        return builder.ptrtoint(_pointer(context, builder, (state, args[0]), ARGUMENTS), I64)
+
+    return types.int64(state), codegen
 
 
 @intrinsic
@@ -209,11 +223,27 @@ def _serve(state, thread, last):
             looks += 1
             _pause()
         elif _count_in(state, gate):
-            if _call(state, thread):
+            if _call(state[ENTRY], _arguments(state), thread):
                 state[FAILED] = 1
             _finished(state)
             last, looks = gate // KERNEL, 0
+        if _busy(state):
+            looks = 0
     return last
+
+
+@jit.kernel
+def _repeat(state, entries, frames, most, threads):
+    """Run kernels again, one after another, as thread 0; how many are done: fewer than there are if one failed."""
+    done = 0
+    state[BUSY] = 1
+    while done < entries.size:
+        state[THREADS] = min(most[done], threads)
+        if _call(entries[done], frames[done], 0) or state[FAILED]:
+            break
+        done += 1
+    state[BUSY] = 0
+    return done
 
 
 def _most_threads():
@@ -234,7 +264,8 @@ class _Pool:
 
     def launch(self, kernel, tasks, work, *arguments):
         """See the module's docstring. work: about how many operations all tasks are."""
-        threads, state = (min(self.threads, tasks) if work >= SMALL else 1), self._state
+        most, state, recording = (min(tasks, MOST_THREADS) if work >= SMALL else 1), self._state, recorder.get()
+        threads = min(self.threads, most)
         with self._lock:  # for one thread too: scratch memory is one set for all callers
             state[THREADS] = threads
             if threads > 1:
@@ -252,6 +283,19 @@ class _Pool:
             if state[FAILED]:
                 state[FAILED] = 0
                 raise RuntimeError(f"the kernel {kernel.__name__} raised an exception in another thread than the caller's")
+            if recording is not None:
+                recording.note(state[ENTRY], state[ARGUMENTS:ARGUMENTS - (-state[SIZE] // 8)], most, arguments)
+
+    def repeat(self, entries, frames, most):
+        """Run kernels again: their entries, addresses of their arguments, and how many threads each may have at most."""
+        with self._lock:
+            if self.threads > 1:
+                self._wake(self.threads - 1)
+            if _repeat(self._state, entries, frames, most, self.threads) < len(entries):
+                self._state[FAILED] = 1
+                leave(self._state, 0)
+                self._state[FAILED] = 0
+                raise RuntimeError("a recorded kernel raised an exception")
 
     def _wake(self, count):
         while len(self._workers) < count:
@@ -288,11 +332,25 @@ class _Worker(threading.Thread):
 
 
 pool = _Pool()
+recorder = ContextVar("minires_recorder", default=None)  # who notes what the caller launches
 
 
 def launch(kernel, tasks, work, *arguments):
     """Run all tasks of a kernel: see the module's docstring."""
     pool.launch(kernel, tasks, work, *arguments)
+
+
+def here(function, *arguments):
+    """What a function returns that is no single launch, an array (or None) or several: a recording calls it again."""
+    recording = recorder.get()
+    if recording is None:
+        return function(*arguments)
+    token = recorder.set(None)
+    try:
+        results = function(*arguments)
+    finally:
+        recorder.reset(token)
+    return recording.note_function(function, arguments, results)
 
 
 def _after_fork():

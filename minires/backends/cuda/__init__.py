@@ -7,6 +7,7 @@ CuPy's, in memory of CuPy's pool. Nothing here waits for the device: results, lo
 """
 import cupy
 
+from minires.backends.composed import add_into, normalisation_scale, update_running, zero
 from minires.backends.cuda.conv import conv2d_forward, conv2d_input_gradient, conv2d_weight_gradient
 from minires.backends.cuda.elementwise import add, dropout_backward, dropout_forward, relu_backward, relu_forward
 from minires.backends.cuda.fused import (
@@ -49,6 +50,7 @@ from minires.backends.cuda.pool import (
 __all__ = [
     "adamw_update",
     "add",
+    "add_into",
     "add_relu_conv2d_moments",
     "add_relu_gradient",
     "asarray",
@@ -77,6 +79,7 @@ __all__ = [
     "maxpool2d_forward",
     "mse_backward",
     "mse_forward",
+    "normalisation_scale",
     "normalise_add_relu",
     "pad_shortcut_backward",
     "pad_shortcut_forward",
@@ -85,6 +88,8 @@ __all__ = [
     "sgd_update",
     "softmax_cross_entropy_backward",
     "softmax_cross_entropy_forward",
+    "update_running",
+    "zero",
 ]
 
 
