@@ -24,7 +24,7 @@ from minires.backends.cpu.geometry import choose_tiling, forward_gather, input_g
 from minires.backends.cpu.host import lanes_of
 from minires.backends.cpu.images import copy_image, scratch
 from minires.backends.cpu.microkernel import tile
-from minires.backends.cpu.moments import add_row
+from minires.backends.cpu.moments import add_rows, row_tasks
 from minires.backends.cpu.threads import await_tasks, claim, claim_next, enter, here, launch, leave
 
 PARTIAL_BYTES = 1 << 24  # all partial weight gradients of one convolution together stay below this
@@ -77,7 +77,7 @@ def weight_gradient_image(ROWS, VECTORS, LANES, image, dy, dy_start, dy_pitch, p
 
 @cache
 def weight_gradient_kernel(rows, vectors, lanes):
-    """The kernel over a batch for one tiling: groups of images, then sums over the groups (one task a row)."""
+    """The kernel over a batch for one tiling: groups of images, then sums over the groups."""
     block = vectors * lanes
 
     @jit.kernel
@@ -99,7 +99,7 @@ def weight_gradient_kernel(rows, vectors, lanes):
             task = claim_next(counter)
         await_tasks(counter, G * slices)
         while task < tasks:
-            add_row(partial, task - G * slices, run, dweight, False)
+            add_rows(partial, task - G * slices, run, dweight, False)
             task = claim_next(counter)
         leave(counter, thread)
 
@@ -127,8 +127,8 @@ def conv2d_weight_gradient(dy, x, kernel_size, stride, padding, dilation):
     slices = min(wide // (tiling.vectors * lanes), -(-GROUPS // groups))
     partial = empty((groups, len(runs), round_up(run, tiling.rows), wide), x.dtype)
     kernel = weight_gradient_kernel(tiling.rows, tiling.vectors, lanes)
-    launch(kernel, groups * slices + len(dweight), dy.size * len(dweight), dy, x.reshape(N, H, W * C), partial, dweight,
-           image, runs, run, padding[0] * pitch + padding[1] * C, pitch, stride[0] * pitch, stride[1] * C, slices)
+    launch(kernel, groups * slices + row_tasks(len(dweight)), dy.size * len(dweight), dy, x.reshape(N, H, W * C), partial,
+           dweight, image, runs, run, padding[0] * pitch + padding[1] * C, pitch, stride[0] * pitch, stride[1] * C, slices)
     return narrow(dweight, O).reshape(KH, KW, C, O)
 
 

@@ -39,7 +39,7 @@ from minires.backends.cpu.images import (
     sums_room,
     weight_room,
 )
-from minires.backends.cpu.moments import add_channel, add_row
+from minires.backends.cpu.moments import add_channel, add_rows, row_tasks
 from minires.backends.cpu.simd import load, prefetch, rectify, store, stream, where_positive
 from minires.backends.cpu.threads import await_tasks, claim, claim_next, enter, here, launch, leave
 
@@ -213,10 +213,10 @@ def _unit_gradient_kernel(rows, across, vectors, weight_rows, weight_vectors, la
             k = claim_next(counter)
         await_tasks(counter, G)
         while k < tasks:
-            if k - G < dweight.shape[0]:
-                add_row(partial, k - G, run, dweight, adds)
+            if k - G < row_tasks(dweight.shape[0]):
+                add_rows(partial, k - G, run, dweight, adds)
             else:
-                add_channel(sums, k - G - dweight.shape[0], total)
+                add_channel(sums, k - G - row_tasks(dweight.shape[0]), total)
             k = claim_next(counter)
         leave(counter, thread)
 
@@ -273,7 +273,7 @@ def conv2d_unit_gradient(g, z, normalisation, x, prologue, weight, stride, paddi
     dweight, adds = weight_room(weight.shape, x.dtype, add_to)
     total = np.empty((2, C), x.dtype)
     packed = pack_transposed(weight, taps, C) if need_dx else np.empty((0, C), x.dtype)
-    launch(kernel, partial[0] + KH * KW * C + (C if with_sums else 0), 2 * g.size * KH * KW * C,
+    launch(kernel, partial[0] + row_tasks(KH * KW * C) + (C if with_sums else 0), 2 * g.size * KH * KW * C,
            g.reshape(N, g.shape[1], -1), z.reshape(N, g.shape[1], -1), normalisation, x.reshape(N, H, -1),
            prologue_of(prologue, shortcut, None, x.dtype), packed,
            nothing if residual_gradient is None else residual_gradient.reshape(-1),

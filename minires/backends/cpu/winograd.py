@@ -40,7 +40,7 @@ from minires.backends.cpu.images import (
     weight_room,
 )
 from minires.backends.cpu.microkernel import tile
-from minires.backends.cpu.moments import add_channel, add_row, merge_channel, moments
+from minires.backends.cpu.moments import add_channel, add_rows, merge_channel, moments, row_tasks
 from minires.backends.cpu.threads import await_tasks, claim, claim_next, enter, launch, leave
 from minires.backends.cpu.transforms import input_1d, output_1d, output_adjoint_1d, weight_1d, weight_adjoint_1d
 
@@ -183,7 +183,7 @@ def gradient_kernel(m, rows, vectors, lanes, C, O):
     """The backward kernel for one shape of weights: see `unit_gradient`.
 
     Phases: the weights turned round and transformed, if dx is wanted (one task an output channel); groups of images; sums
-    over the groups (one task an input channel and tap) and over the images (one a channel).
+    over the groups (row_tasks) and over the images (one task a channel).
     """
 
     @jit.kernel
@@ -243,10 +243,10 @@ def gradient_kernel(m, rows, vectors, lanes, C, O):
         await_tasks(counter, transformed + G)
         while task < tasks:
             row = task - transformed - G
-            if row < dweight.shape[0]:
-                add_row(partial, row, 9 * channels, dweight, adds)
+            if row < row_tasks(dweight.shape[0]):
+                add_rows(partial, row, 9 * channels, dweight, adds)
             else:
-                add_channel(sums, row - dweight.shape[0], total)
+                add_channel(sums, row - row_tasks(dweight.shape[0]), total)
             task = claim_next(counter)
         leave(counter, thread)
 
@@ -267,7 +267,8 @@ def _workspace(m, dtype, rows, H, W, C, O, images):
     """(images a block, plane lengths and scratch of V and P, small scratch); planes serve for C and O alike."""
     tiles, points, line = (H // m) * (W // m), (m + 2) ** 2, VECTOR_BYTES // dtype.itemsize
     widest = max(C, O)
-    per_block = max(1, min(images, BLOCK_BYTES // (points * tiles * widest * dtype.itemsize)))
+    most = max(1, min(images, BLOCK_BYTES // (points * tiles * widest * dtype.itemsize)))
+    per_block = -(-images // -(-images // most))
     plane = round_up(per_block * tiles, rows) * widest + line
     v, p = (scratch((name, points, plane), points * plane, dtype) for name in ("winograd v", "winograd p"))
     return per_block, plane, v, p, scratch(("winograd", line), points * line, dtype)
@@ -357,7 +358,8 @@ def unit_gradient(m, g, z, normalisation, x, prologue, weight, residual_gradient
     weight = np.ascontiguousarray(weight) if need_dx else nothing.reshape((0,) * 4)
     dx = empty(x.shape, dtype) if need_dx else nothing
     total = np.empty((2, C), dtype)
-    launch(kernel, (O if need_dx else 0) + groups + 9 * C + sums, 2 * g.size * C, weight, points, g.reshape(N, H, W * O),
+    tasks = (O if need_dx else 0) + groups + row_tasks(9 * C) + sums
+    launch(kernel, tasks, 2 * g.size * C, weight, points, g.reshape(N, H, W * O),
            (g if z is None else z).reshape(N, H, W * O), normalisation or (nothing,) * 4, x.reshape(N, H, W * C),
            prologue_of(prologue, shortcut, None, dtype),
            nothing if residual_gradient is None else residual_gradient.reshape(-1), front,
