@@ -8,7 +8,7 @@ is written down as the kernels that the CUDA back end launches for it (a test ho
 Operations: a multiplication and an addition each count, of products only, by the direct formula. Bytes: every operand and
 result once. A launch takes at least the longer of operations / peak and bytes / bandwidth. Left out: launching (some
 microseconds each), parts of sums, what the last kernel left in L2, which can beat the memory's bandwidth, and the small
-updates that CuPy itself computes (running statistics, gradients added up).
+updates that CuPy itself computes (gradients added up and set to zero).
 """
 import importlib
 import json
@@ -108,13 +108,17 @@ def _add_relu_gradient(results, dy, y, z, mean):
 
 def _linear_forward(y, x, weight, bias):
     N, K = y.shape
-    yield Launch("cuBLAS", f"({N}, {len(weight)}) @ ({len(weight)}, {K})", 2 * y.size * len(weight), _size(x, weight, y))
+    yield Launch("conv2d_forward", f"({N}, {len(weight)}) @ ({len(weight)}, {K})", 2 * y.size * len(weight),
+                 _size(x, weight, y))
+    yield Launch("add_bias_relu", f"({N}, {K})", 0, 2 * y.nbytes)
 
 
 def _linear_backward(results, dy, x, weight):
     (N, K), (dx, dweight, dbias) = dy.shape, results
-    yield Launch("cuBLAS", f"({N}, {K}) @ ({K}, {len(weight)})", 2 * dx.size * K, _size(dy, weight, dx))
-    yield Launch("cuBLAS", f"({len(weight)}, {N}) @ ({N}, {K})", 2 * dweight.size * N, _size(x, dy, dweight))
+    yield Launch("conv2d_input_gradient", f"({N}, {K}) @ ({K}, {len(weight)})", 2 * dx.size * K, _size(dy, weight, dx))
+    yield Launch("conv2d_weight_gradient", f"({len(weight)}, {N}) @ ({N}, {K})", 2 * dweight.size * N,
+                 _size(x, dy, dweight))
+    yield _small("sum_splits")
     yield Launch("gradient_sums", f"({N}, {K})", 0, _size(dy, dbias))
     yield _small("finish_sums")
 
@@ -155,6 +159,8 @@ KERNELS = {
     "conv2d_moments": _moments, "add_relu_conv2d_moments": _add_relu_moments, "conv2d_unit_gradient": _unit_gradient,
     "normalise_add_relu": _normalise_add_relu, "add_relu_gradient": _add_relu_gradient,
     "batchnorm_coefficients": lambda *_: [_small("batchnorm_coefficients")],
+    "normalisation_scale": lambda *_: [_small("normalisation_scale")],
+    "update_running": lambda *_: [_small("follow"), _small("follow")],
     "pad_shortcut_forward": _pad_shortcut_forward, "pad_shortcut_backward": _pad_shortcut_backward,
     "global_avgpool_forward": _once("image_means"), "global_avgpool_backward": _once("spread_means"),
     "linear_forward": _linear_forward, "linear_backward": _linear_backward,

@@ -14,7 +14,7 @@ from operator import is_
 
 import numpy as np
 
-from minires.backends import NotRecordable, ops_for
+from minires.backends import NotRecordable, ops_for, to_numpy
 from minires.layer import Parameter, in_inference_mode, inference_cache
 
 MOST_SHAPES = 4  # of arguments that one function is recorded for; it runs as it is for others
@@ -144,7 +144,7 @@ def _fill(arrays, values):
 def _same_bits(found, expected):
     if isinstance(found, float):
         return found == expected or found != found != expected != expected
-    return found.tobytes() == expected.tobytes()
+    return to_numpy(found).tobytes() == to_numpy(expected).tobytes()
 
 
 def _state(layers):

@@ -112,9 +112,9 @@ class MiniresEngine:
             from minires.backends.cpu import arena
 
             return {"arena_bytes": arena.held()}
-        import cupy
+        from minires.backends.cuda import recording
 
-        return {"peak_bytes": cupy.get_default_memory_pool().total_bytes()}
+        return {"peak_bytes": recording.held()}
 
 
 class TorchEngine:

@@ -3,11 +3,12 @@
 What each operator computes, and its arguments, is said in minires.backends.reference and minires.backends.composed.
 
 Reading order: compiler (from a name to a launch), kernels/common.cuh, then each launcher beside its .cu file. Arrays are
-CuPy's, in memory of CuPy's pool. Nothing here waits for the device: results, losses too, stay on it until they are read.
+CuPy's, in memory of CuPy's pool; recording notes a step as a CUDA graph. Nothing here waits for the device: results, losses
+too, stay on it until they are read.
 """
 import cupy
 
-from minires.backends.composed import add_into, normalisation_scale, update_running, zero
+from minires.backends.composed import add_into, zero
 from minires.backends.cuda.conv import conv2d_forward, conv2d_input_gradient, conv2d_weight_gradient
 from minires.backends.cuda.elementwise import add, dropout_backward, dropout_forward, relu_backward, relu_forward
 from minires.backends.cuda.fused import (
@@ -34,6 +35,8 @@ from minires.backends.cuda.norm import (
     channel_sum,
     layernorm_backward,
     layernorm_forward,
+    normalisation_scale,
+    update_running,
 )
 from minires.backends.cuda.optim import adamw_update, sgd_update
 from minires.backends.cuda.pool import (
@@ -46,6 +49,7 @@ from minires.backends.cuda.pool import (
     pad_shortcut_backward,
     pad_shortcut_forward,
 )
+from minires.backends.cuda.recording import Recording as Recording  # of no operator
 
 __all__ = [
     "adamw_update",

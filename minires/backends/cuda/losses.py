@@ -1,14 +1,23 @@
-"""The linear layer's products, by cuBLAS, and the losses: kernels/losses.cu."""
+"""The linear layer, a convolution of images of one pixel where it is narrow, else cuBLAS's; and the losses, losses.cu."""
 import cupy
 
+from minires.backends.cuda import conv
 from minires.backends.cuda.compiler import MOST_BLOCKS, kernel, launch_over
 from minires.backends.cuda.norm import BLOCK, WARP, channel_sum
 
 _FILE = "losses.cu"
+_POINTWISE = (1, 1), (0, 0), (1, 1)  # stride, padding, dilation
 ELEMENTS_OF_A_BLOCK = 4096  # of an array that is added up
 
 
+def _pixels(x):
+    """The rows of x: (N, C) as images of one pixel."""
+    return x.reshape(len(x), 1, 1, -1)
+
+
 def linear_forward(x, weight, bias):
+    if max(weight.shape) <= conv.NARROW:
+        return conv.conv2d_forward(_pixels(x), weight[None, None], bias, *_POINTWISE).reshape(len(x), -1)
     y = cupy.matmul(x, weight)
     if bias is not None:
         y += bias
@@ -16,7 +25,12 @@ def linear_forward(x, weight, bias):
 
 
 def linear_backward(dy, x, weight):
-    return cupy.matmul(dy, weight.T), cupy.matmul(x.T, dy), channel_sum(dy)
+    if max(weight.shape) > conv.NARROW:
+        return cupy.matmul(dy, weight.T), cupy.matmul(x.T, dy), channel_sum(dy)
+    images, dy_images = _pixels(x), _pixels(dy)
+    dx = conv.conv2d_input_gradient(dy_images, weight[None, None], images.shape, *_POINTWISE)
+    dweight = conv.conv2d_weight_gradient(dy_images, images, (1, 1), *_POINTWISE)
+    return dx.reshape(x.shape), dweight.reshape(weight.shape), channel_sum(dy)
 
 
 def _sum(parts, factor):

@@ -111,3 +111,18 @@ def layernorm_backward(dy, x, mean, var, weight, eps):
     columns.launch("layernorm_sums", dtype, (dy, x, mean, var, sums, sums_x, float(eps)))
     columns.finish("finish_sums", dtype, (sums, sums_x, None, dbias, dweight, 0.0, columns.C, cupy.int32(columns.parts)))
     return dx, dweight, dbias
+
+
+def normalisation_scale(weight, var, eps):
+    weight, var, scale = *_contiguous(weight, var), cupy.empty(var.shape, var.dtype)
+    launch_over(var.size, kernel("norm.cu", "normalisation_scale", var.dtype), (weight, var, scale, float(eps), var.size))
+    return scale
+
+
+def update_running(running_mean, running_var, mean, var, momentum, m):
+    for running, batch, factor in ((running_mean, mean, 1.0), (running_var, var, m / (m - 1))):
+        own, batch = _contiguous(running, batch)
+        launch_over(own.size, kernel("norm.cu", "follow", own.dtype),
+                    (own, batch, float(1 - momentum), float(momentum), factor, own.size))
+        if own is not running:
+            running[...] = own

@@ -7,7 +7,7 @@ import numpy as np
 from numpy import bool_, float32, float64, int8, int32, int64, newaxis, uint8, uint64  # noqa: F401
 
 from cupy import cuda  # noqa: F401
-from cupy._array import counters, host, ndarray, wrap  # noqa: F401
+from cupy._array import changed, computed, counters, host, ndarray, no_library, wrap  # noqa: F401
 from cupy._memory import check_guards, pool  # noqa: F401
 from cupy._module import RawKernel, RawModule  # noqa: F401
 
@@ -60,7 +60,7 @@ def arange(*arguments, dtype=None):
 def array(values, dtype=None, copy=True, order="K"):
     """Of a device array or of anything NumPy can read: the latter is the way to the device."""
     inner = values._a if isinstance(values, ndarray) else np.asarray(values)
-    return wrap(np.array(inner, dtype, copy=True, order=order))
+    return computed(lambda: np.array(inner, dtype, copy=True, order=order))
 
 
 def asarray(values, dtype=None, order=None, *, blocking=False):
@@ -71,7 +71,7 @@ def asarray(values, dtype=None, order=None, *, blocking=False):
 
 def ascontiguousarray(values, dtype=None):
     values = asarray(values, dtype)
-    return values if values.flags.c_contiguous else wrap(np.ascontiguousarray(values._a))
+    return values if values.flags.c_contiguous else computed(lambda: np.ascontiguousarray(values._a))
 
 
 def asnumpy(values, stream=None, order="C", out=None, *, blocking=True):
@@ -79,15 +79,15 @@ def asnumpy(values, stream=None, order="C", out=None, *, blocking=True):
 
 
 def concatenate(arrays, axis=0):
-    return wrap(np.concatenate([host(each) for each in arrays], axis))
+    return computed(lambda: np.concatenate([host(each) for each in arrays], axis))
 
 
 def stack(arrays, axis=0):
-    return wrap(np.stack([host(each) for each in arrays], axis))
+    return computed(lambda: np.stack([host(each) for each in arrays], axis))
 
 
 def where(condition, x, y):
-    return wrap(np.where(host(condition), host(x), host(y)))
+    return computed(lambda: np.where(host(condition), host(x), host(y)))
 
 
 def broadcast_to(array, shape):
@@ -97,6 +97,7 @@ def broadcast_to(array, shape):
 def matmul(a, b, out=None):
     if out is None:
         return a @ b
+    no_library()
     np.matmul(host(a), host(b), out=out._a)
     return out
 

@@ -17,6 +17,47 @@ class Counters:
 counters = Counters()
 
 
+class Capture:
+    """What a stream has been told since it began to note: functions, or None while it computes at once."""
+
+    calls = None
+
+
+capture = Capture()
+
+
+def changed(function):
+    """Do what changes arrays in place: now, or when the graph that is being noted is launched."""
+    if capture.calls is None:
+        function()
+    else:
+        capture.calls.append(function)
+
+
+def computed(function):
+    """A device array of what function() gives now, or will give whenever the graph that is being noted is launched."""
+    with np.errstate(all="ignore"):
+        array = wrap(function())
+
+    def again():
+        with np.errstate(all="ignore"):
+            array._a[...] = function()
+
+    if capture.calls is not None:
+        array._a.view(np.uint8).fill(0xFF)  # nothing is computed yet
+        capture.calls.append(again)
+    return array
+
+
+def waits():
+    """The host waits for the device: counted, and refused while a stream notes."""
+    counters.synchronisations += 1
+    if capture.calls is not None:
+        from cupy.cuda.runtime import CUDARuntimeError
+
+        raise CUDARuntimeError(900)
+
+
 def host(value):
     """The NumPy array inside, or the Python or NumPy scalar itself; anything else is refused as CuPy refuses it."""
     if isinstance(value, ndarray):
@@ -33,6 +74,12 @@ def wrap(values):
     array = ndarray(values.shape, values.dtype, order=order)
     array._a[...] = values
     return array
+
+
+def no_library():
+    """CuPy lets no stream note what cuBLAS does."""
+    if capture.calls is not None:
+        raise NotImplementedError("calling cuBLAS API during stream capture is currently unsupported")
 
 
 class Flags:
@@ -68,8 +115,9 @@ class ndarray:
         view._a, view._buffer = values, self._buffer
         return view
 
-    def _view_or_copy(self, values):
-        return self._view(values) if np.may_share_memory(values, self._buffer.bytes) else wrap(values)
+    def _view_or_copy(self, function):
+        values = function()
+        return self._view(values) if np.may_share_memory(values, self._buffer.bytes) else computed(function)
 
     # --- what it is ---
 
@@ -90,7 +138,7 @@ class ndarray:
     # --- to the host: each of these waits for the device ---
 
     def get(self, stream=None, order="C", out=None, blocking=True):
-        counters.synchronisations += 1
+        waits()
         return self._a.copy()
 
     def item(self):
@@ -126,26 +174,29 @@ class ndarray:
         if isinstance(key, np.ndarray):
             raise TypeError(f"Unsupported type {type(key)}")
         if isinstance(key, ndarray):
-            counters.synchronisations += key.dtype == bool  # the result's size is not known before
+            if key.dtype == bool:  # the result's size is not known before
+                waits()
             return key._a
         return key
 
     def __getitem__(self, key):
         key = self._key(key)
         key = key if isinstance(key, tuple) else (key,)
-        return self._view_or_copy(self._a[key] if any(part is Ellipsis for part in key) else self._a[(*key, ...)])
+        key = key if any(part is Ellipsis for part in key) else (*key, ...)
+        return self._view_or_copy(lambda: self._a[key])
 
     def __setitem__(self, key, value):
-        self._a[self._key(key)] = host(value)
+        key, value = self._key(key), host(value)
+        changed(lambda: self._a.__setitem__(key, value))
 
     def __iter__(self):
         return (self[index] for index in range(len(self)))
 
     def reshape(self, *shape, order="C"):
-        return self._view_or_copy(self._a.reshape(*shape, order=order))
+        return self._view_or_copy(lambda: self._a.reshape(*shape, order=order))
 
     def ravel(self, order="C"):
-        return self._view_or_copy(self._a.ravel(order))
+        return self._view_or_copy(lambda: self._a.ravel(order))
 
     def transpose(self, *axes):
         return self._view(self._a.transpose(*axes))
@@ -154,15 +205,16 @@ class ndarray:
         return self._view(self._a.view(dtype))
 
     def copy(self, order="C"):
-        return wrap(self._a.copy(order))
+        return computed(lambda: self._a.copy(order))
 
     def astype(self, dtype, order="K", copy=True):
         if not copy and self.dtype == dtype:
             return self
-        return wrap(self._a.astype(dtype, order))
+        return computed(lambda: self._a.astype(dtype, order))
 
     def fill(self, value):
-        self._a.fill(host(value))
+        value = host(value)
+        changed(lambda: self._a.fill(value))
 
     def set(self, values, stream=None):
         if not isinstance(values, np.ndarray) or values.shape != self.shape or values.dtype != self.dtype:
@@ -174,11 +226,13 @@ class ndarray:
     def __array_ufunc__(self, ufunc, method, *inputs, out=None, **keywords):
         if method != "__call__":
             return NotImplemented
+        if ufunc is np.matmul:
+            no_library()
+        inputs = tuple(map(host, inputs))
         if out is not None:
-            ufunc(*map(host, inputs), out=tuple(each._a for each in out), **keywords)
+            changed(lambda: ufunc(*inputs, out=tuple(each._a for each in out), **keywords))
             return out[0]
-        with np.errstate(all="ignore"):
-            return wrap(ufunc(*map(host, inputs), **keywords))
+        return computed(lambda: ufunc(*inputs, **keywords))
 
 
 def _operators():
@@ -198,7 +252,7 @@ def _operators():
         def reduce(self, axis=None, dtype=None, out=None, keepdims=False):
             assert out is None
             more = {} if dtype is None else {"dtype": dtype}
-            return wrap(getattr(self._a, name)(axis=axis, keepdims=keepdims, **more))
+            return computed(lambda: getattr(self._a, name)(axis=axis, keepdims=keepdims, **more))
         return reduce
 
     both = {"add": np.add, "sub": np.subtract, "mul": np.multiply, "truediv": np.true_divide, "floordiv": np.floor_divide,

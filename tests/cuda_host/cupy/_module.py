@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cupy._array import counters, ndarray
+from cupy._array import changed, counters, ndarray
 from cupy._memory import check_guards
 
 HEADERS = [Path(__file__).parents[1] / name for name in ("cuda_on_host.h", "fiber_switch.h")]
@@ -101,6 +101,10 @@ class RawKernel:
         memory = [_argument(self.name, place, value) for place, value in enumerate(args)]
         values = (ctypes.c_void_p * len(args))(*[array.ctypes.data for array, _ in memory])
         codes = (ctypes.c_char_p * len(args))(*[code for _, code in memory])
+        changed(lambda: self._launch(sizes, args, memory, values, codes))
+
+    def _launch(self, sizes, args, memory, values, codes):
+        """memory: what `values` points into, which a graph must keep."""
         with _one_at_a_time:
             counters.launches += 1
             seed = ctypes.c_uint64(counters.launches * 0x9E3779B97F4A7C15 % 2**64)

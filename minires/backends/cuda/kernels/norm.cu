@@ -224,3 +224,15 @@ __global__ void layernorm_sums(const T* dy, const T* x, const T* mean, const T* 
         sums_x[own.c * gridDim.y + blockIdx.y] = sum_x;
     }
 }
+
+// scale = weight / sqrt(var + eps), a thread a channel.
+template <typename T>
+__global__ void normalisation_scale(const T* weight, const T* var, T* scale, T eps, long long C) {
+    FOR_EACH(c, C) { scale[c] = weight[c] / sqrt(var[c] + eps); }
+}
+
+// running = keep * running + take * batch * factor, in place, a thread a channel.
+template <typename T>
+__global__ void follow(T* running, const T* batch, T keep, T take, T factor, long long C) {
+    FOR_EACH(c, C) { running[c] = keep * running[c] + take * batch[c] * factor; }
+}

@@ -1,7 +1,7 @@
 """One device, one stream: everything has happened when a call returns, and waiting is only counted."""
 import time
 
-from cupy._array import counters
+from cupy._array import capture, waits
 from cupy._memory import MemoryPool, OutOfMemoryError, pool, using_allocator  # noqa: F401
 from cupy.cuda import compiler, memory, runtime  # noqa: F401
 
@@ -26,7 +26,7 @@ class Device:
         pass
 
     def synchronize(self):
-        counters.synchronisations += 1
+        waits()
 
     @property
     def mem_info(self):
@@ -37,7 +37,7 @@ class Stream:
     """A stream; what is put on it has been done already."""
 
     def __init__(self, null=False, non_blocking=False, ptds=False):
-        self.ptr = 0
+        self.ptr, self.non_blocking = 0, non_blocking
 
     def __enter__(self):
         return self
@@ -46,7 +46,7 @@ class Stream:
         pass
 
     def synchronize(self):
-        counters.synchronisations += 1
+        waits()
 
     def record(self, event=None):
         event = event or Event()
@@ -58,6 +58,26 @@ class Stream:
 
     def use(self):
         return self
+
+    def begin_capture(self, mode=None):
+        if not self.non_blocking or capture.calls is not None:
+            raise runtime.CUDARuntimeError(900)
+        capture.calls = []
+
+    def end_capture(self):
+        calls, capture.calls = capture.calls, None
+        return Graph(calls)
+
+
+class Graph:
+    """What a stream noted, done in order at every launch."""
+
+    def __init__(self, calls):
+        self._calls = calls
+
+    def launch(self, stream=None):
+        for call in self._calls:
+            call()
 
 
 Stream.null = Stream()
@@ -77,7 +97,7 @@ class Event:
         self.at = time.perf_counter()
 
     def synchronize(self):
-        counters.synchronisations += 1
+        waits()
 
 
 def get_elapsed_time(start, end):

@@ -1,6 +1,7 @@
 """What the CUDA runtime says about the one device; tests set `devices` to 0 or to an error."""
 NAMES = {35: "cudaErrorInsufficientDriver: CUDA driver version is insufficient for CUDA runtime version",
          100: "cudaErrorNoDevice: no CUDA-capable device is detected",
+         900: "cudaErrorStreamCaptureUnsupported: operation not permitted when stream is capturing",
          101: "cudaErrorInvalidDevice: invalid device ordinal"}
 
 
