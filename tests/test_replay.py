@@ -10,7 +10,7 @@ from minires.errors import UserError
 from minires.layers import Conv2d, Dropout, Flatten, GlobalAvgPool2d, Linear, ReLU
 from minires.optim import SGD
 from minires.replay import MOST_SHAPES
-from minires.training.trainer import gradients
+from minires.training.trainer import Trainer, gradients
 
 
 def batches(rng, count, N=4, size=8):
@@ -265,3 +265,12 @@ def test_a_recorded_kernel_that_fails(monkeypatch, rng):
         patch.setattr(threads, "_repeat", lambda *arguments: 0)
         captured.step(x, target)
     assert np.isfinite(captured.step(x, target)[0])
+
+
+@pytest.mark.parametrize("dropped", [0.0, 0.5])
+def test_a_trainer_says_why_its_steps_run_their_python(dropped, rng, capsys):
+    images = [(rng.standard_normal((8, 8, 8, 3), np.float32), rng.integers(0, 10, 8)) for _ in range(4)]
+    model = small(rng, *([Dropout(dropped, rng=rng)] if dropped else []))
+    Trainer(model, SGD(model.parameters(), 0.05), images, images).fit(2)
+    told = capsys.readouterr().out
+    assert told.count("without minires.capture: Dropout 2 draws new random numbers each time") == bool(dropped)

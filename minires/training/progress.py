@@ -44,6 +44,11 @@ class Progress:
                 status = f"loss {score.loss:.3f}   accuracy {score.accuracy:.1%}   {rate:,.0f} images/s"
                 self.bar.update(self.task, status=status)
 
+    def note(self, text):
+        """Something the user should know."""
+        if self.show:
+            self.console.print(text)
+
     def end_epoch(self, row):
         """An epoch is done and evaluated; row: its line of metrics.jsonl."""
         if not self.show:

@@ -38,6 +38,7 @@ class Trainer:
     schedule: stepped after every update; None leaves the learning rate alone. loss: CrossEntropyLoss() if None;
     evaluation uses it too. out: the run's folder; None writes nothing. about: JSON values for the weights' headers
     (`ModelCard.about`), so that `minires eval` can rebuild the model. device: where the model and its optimiser live.
+    Steps are captured (`minires.capture`): after the first ones they run without Python.
 
     rows: one dict an epoch. epoch (from 1), train_loss and train_accuracy (running means over the epoch, in training
     mode, on augmented images), test_loss, test_accuracy, lr (of the epoch's last update), seconds (of training, without
@@ -83,6 +84,8 @@ class Trainer:
                 self.rows.append(row)
                 self._save()
                 progress.end_epoch(row)
+                if self._gradients.refused and epoch == 1:
+                    progress.note(f"each step runs its Python, without minires.capture: {self._gradients.refused}")
         if self.out is not None:
             from minires.plots import draw_curves
 
