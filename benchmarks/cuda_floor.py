@@ -250,7 +250,9 @@ def measured_text(path, model, batch):
     if not cells:
         raise UserError(f"--measured {path} has no training step of {model} at batch {batch}: measure one by minires bench "
                         f"--device cuda --models {model} --batches {batch} --work training --json {path}")
-    return f"Measured on one {device}: {milliseconds(cells[0]['engines']['minires']['median'])} ms a step (median)."
+    engines, best = cells[0]["engines"], cells[0].get("best")
+    beside = f"; PyTorch {best} {milliseconds(engines[best]['median'])} ms, in turns" if best else ""
+    return f"Measured on one {device}: {milliseconds(engines['minires']['median'])} ms a step (median){beside}."
 
 
 def main(

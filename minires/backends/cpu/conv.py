@@ -18,7 +18,7 @@ import numpy as np
 from minires.backends.cpu import jit, winograd
 from minires.backends.cpu.algorithm import winograd_size
 from minires.backends.cpu.arena import empty
-from minires.backends.cpu.elementwise import CHUNK, flat, share
+from minires.backends.cpu.elementwise import take
 from minires.backends.cpu.gather import GROUPS, run_gather
 from minires.backends.cpu.geometry import choose_tiling, forward_gather, input_gradient_gather, round_up, weight_runs
 from minires.backends.cpu.host import lanes_of
@@ -139,21 +139,8 @@ def flipped(weight):
 
 def pack_transposed(weight, taps, wide):
     """The weights of each phase one after another, each (rows, columns, O, wide), the channels C padded to `wide`."""
-    packed = empty((sum(len(rows) * len(columns) for rows, columns in taps) * weight.shape[3], wide), weight.dtype)
-    share(_take, packed.size, flat(weight), _packing(weight.shape, taps, wide), packed.reshape(-1))
-    return packed
-
-
-@jit.kernel
-def _take(tasks, counter, thread, source, places, packed):
-    """packed = source[places], 0 where the place is -1."""
-    enter(counter, thread)
-    chunk = claim(counter)
-    while chunk < tasks:
-        for i in range(chunk * CHUNK, min((chunk + 1) * CHUNK, packed.size)):
-            packed[i] = source[places[i]] if places[i] >= 0 else 0
-        chunk = claim(counter)
-    leave(counter, thread)
+    rows = sum(len(rows) * len(columns) for rows, columns in taps) * weight.shape[3]
+    return take(weight, _packing(weight.shape, taps, wide), (rows, wide))
 
 
 @lru_cache(maxsize=128)

@@ -3,6 +3,8 @@
 Bytes moved: each operand once. These are bound by memory, so each loop does all its formula asks for in one pass, over the
 range of a view of the chunk: it needs no index check, so it vectorises.
 """
+from functools import lru_cache
+
 import numpy as np
 
 from minires.backends import reference
@@ -23,9 +25,19 @@ def aligned(array):
     """The array itself where it is C-contiguous and starts a cache line, else a copy that is and does."""
     if array.flags.c_contiguous and array.ctypes.data % ALIGNMENT == 0:
         return array
-    copy = empty(array.shape, array.dtype)
-    share(_copy, array.size, flat(array), flat(copy))
-    return copy
+    return take(array, _every_place(array.size), array.shape)
+
+
+@lru_cache(maxsize=32)
+def _every_place(size):
+    return np.arange(size)
+
+
+def take(array, places, shape):
+    """A new array of `shape` with the elements at `places` of the flat array, 0 where the place is -1."""
+    taken = empty(shape, array.dtype)
+    share(_take, taken.size, flat(array), places, taken.reshape(-1))
+    return taken
 
 
 def share(kernel, size, *arguments):
@@ -34,14 +46,12 @@ def share(kernel, size, *arguments):
 
 
 @jit.kernel
-def _copy(tasks, counter, thread, x, y):
+def _take(tasks, counter, thread, source, places, taken):
     enter(counter, thread)
     chunk = claim(counter)
     while chunk < tasks:
-        start, end = chunk * CHUNK, (chunk + 1) * CHUNK
-        x_, y_ = x[start:end], y[start:end]
-        for i in range(x_.size):
-            y_[i] = x_[i]
+        for i in range(chunk * CHUNK, min((chunk + 1) * CHUNK, taken.size)):
+            taken[i] = source[places[i]] if places[i] >= 0 else 0
         chunk = claim(counter)
     leave(counter, thread)
 

@@ -232,9 +232,12 @@ def _pad_shortcut_gradient_kernel(lanes):
     return pad_shortcut_gradient
 
 
+MOST_LANES = 8  # of the shortcut's vectors: as quick as wider ones, and one kernel serves every stage
+
+
 def _lanes_between(before, channels, out_channels, dtype):
-    """The widest vector that divides the zeros before, the channels that are kept, and the zeros behind."""
-    return math.gcd(before, channels, out_channels, lanes_of(dtype))  # lanes_of: a power of two
+    """A width of vectors that divides the zeros before, the channels that are kept, and the zeros behind."""
+    return math.gcd(before, channels, out_channels, min(MOST_LANES, lanes_of(dtype)))  # lanes_of: a power of two
 
 
 def pad_shortcut_forward(x, out_channels, stride):
