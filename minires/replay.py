@@ -6,10 +6,12 @@
 
 Layers are Python: for each batch they ask for shapes, look for memory and launch kernels, always the same ones. A captured
 function does so for the first batches only. For each shape of its arguments the first call runs the function as it is, the
-second notes every launch, the third runs the function and, beside it, what was noted; from the fourth on only what was
-noted is run, if the third found the same bits. If it did not, or nothing could be noted, the function is run as it is for
-good, and `refused` says why.
+second notes every launch, the third runs the function and, beside it, what was noted (given the same batch again, on its
+negative too); from the fourth on only what was noted is run, if the third found the same bits. If it did not, or nothing
+could be noted, the function is run as it is for good, and `refused` says why. While somebody listens (a layer's `forward` or
+`backward` was replaced) nothing is recorded.
 """
+import zlib
 from operator import is_
 
 import numpy as np
@@ -25,8 +27,8 @@ def capture(function, model):
 
     function: of NumPy or CuPy arrays, returning one value or a tuple of arrays and losses. What else it reads and changes
     must be the parameters, gradients and buffers of `model`, through its layers and this project's losses; no optimiser's
-    step, whose learning rate would be frozen. Whatever is set on a layer afterwards (train() and eval(), astype, a replaced
-    `forward`) is noticed, and the function recorded anew.
+    step, whose learning rate would be frozen, as a loss's own numbers are. Whatever is set on a layer afterwards (train(),
+    eval(), astype, a replaced `forward`) is noticed, and the function recorded anew.
 
     The result has an attribute `refused`: None, or a sentence: why the function runs as it is.
     """
@@ -56,6 +58,7 @@ class Captured:
         results = plan(inputs)
         if plan.refused:
             self.refused, self._plans, self._memory = plan.refused, {}, {}
+            plans.clear()
         return results
 
 
@@ -64,18 +67,20 @@ class _Plan:
 
     def __init__(self, function, model, recording, memory):
         self._function, self._model, self._record, self._memory = function, model, recording, memory
-        self._next, self._recording, self.refused = self._first, None, None
+        self._next, self._recording, self.refused = _Plan._first, None, None
 
     def __call__(self, inputs):
         if self._recording is not None and not (self._recording.usable and self._as_recorded()):
-            self._next, self._recording = self._first, None
-        return self._next(inputs)
+            self._next, self._recording = _Plan._first, None
+        return self._next(self, inputs)
 
     def _first(self, inputs):
-        self._next = self._second
-        for name, layer in self._model.named_layers():
-            if layer.draws and layer.training:
-                self.refused = f"{type(layer).__name__} {name} draws new random numbers each time"
+        layers = [layer for _, layer in self._model.named_layers()]
+        drawing = next((layer for layer in layers if layer.draws and layer.training), None)
+        if drawing is not None:
+            self.refused = f"{type(drawing).__name__} draws new random numbers each time"
+        if not any({"forward", "backward"} & vars(layer).keys() for layer in layers):  # else somebody listens to every step
+            self._next = _Plan._second
         return _own(self._plain(inputs))
 
     def _second(self, inputs):
@@ -89,24 +94,45 @@ class _Plan:
             self.refused = str(reason)
             self._model.forget()
             return _own(self._plain(inputs))
-        if not all(hasattr(result, "ndim") for result in _several(self._results)):
-            self.refused = "it returns something else than arrays and losses"
         self._layers = [layer for _, layer in self._model.named_layers()]
-        self._recording, self._made_of, self._next = recording, _made_of(self._layers), self._third
+        if not all(hasattr(result, "ndim") and not isinstance(result, np.generic) for result in _several(self._results)):
+            self.refused = "it returns something else than arrays and losses"
+        elif any(isinstance(layer._kept, tuple) for layer in self._layers):
+            self.refused = "it keeps for a backward pass what no recording renews: call backward in it, or inference_mode"
+        self._recording, self._made_of, self._next = recording, _made_of(self._layers), _Plan._third
         return _own(self._results)
 
     def _third(self, inputs):
-        state = _state(self._layers)
-        before = [array.copy() for array in state]
+        if all(map(_same_bits, self._inputs, inputs)):  # another batch may tell what this one cannot
+            self._compare([-x if x.dtype.kind == "f" else x for x in inputs], keep=False)
+        expected = self._compare(inputs, keep=True)
+        if not self._as_recorded():
+            self.refused = "a layer is given attributes as it computes"
+        self._next = _Plan._fourth
+        return expected
+
+    def _compare(self, inputs, keep):
+        """What the function returns, `refused` set unless what was noted computes the same. keep: the model is changed."""
+        constant, changing = _state(self._layers)
+        untouched, before = _digest(constant), [array.copy() for array in changing]
         expected = _own(self._plain(inputs))
-        after = [array.copy() for array in state]
-        _fill(state, before)
+        if _digest(constant) != untouched:
+            self.refused = "it changes what is no gradient and no buffer of the model"
+            return expected
+        found_state, after = _digest(changing), []
+        for index, array in enumerate(changing):
+            after.append(array.copy() if keep else None)
+            array[...] = before[index]
+            if keep:
+                before[index] = None  # large networks: one copy at a time
+        for result in _several(self._results):
+            result[...] = -1  # what nothing noted computes stays so
         found = self._fourth(inputs)
-        pairs = [*zip(state, after, strict=True), *zip(_several(found), _several(expected), strict=True)]
-        if not all(_same_bits(*pair) for pair in pairs):
-            _fill(state, after)
+        same = all(map(_same_bits, _several(found), _several(expected))) and _digest(changing) == found_state
+        if not same or _digest(constant) != untouched:
             self.refused = "it does something that cannot be recorded: what was noted computes other values"
-        self._next = self._fourth
+        if not (keep and same):
+            _fill(changing, after if keep else before)
         return expected
 
     def _fourth(self, inputs):
@@ -148,14 +174,19 @@ def _same_bits(found, expected):
 
 
 def _state(layers):
-    """Every array of some layers that a function may change."""
-    arrays = []
+    """Arrays of some layers: those that a captured function must leave as they are, and those that it may change."""
+    weights, gradients, buffers = [], [], []
     for layer in layers:
-        arrays += [getattr(layer, name) for name in layer.buffers]
+        buffers += [getattr(layer, name) for name in layer.buffers]
         for value in vars(layer).values():
             if isinstance(value, Parameter):
-                arrays += [value.data, value.grad]
-    return arrays
+                weights.append(value.data)
+                gradients.append(value.grad)
+    return (weights + gradients + buffers, []) if in_inference_mode() else (weights, gradients + buffers)
+
+
+def _digest(arrays):
+    return [zlib.crc32(np.ascontiguousarray(to_numpy(array)).view(np.uint8)) for array in arrays]
 
 
 def _made_of(layers):

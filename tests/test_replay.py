@@ -28,12 +28,17 @@ class Run:
     def __init__(self, model, captured):
         self.model, self.optimiser = model, SGD(model.parameters(), 0.05, 0.9)
 
-        def function(x, target):
-            self.calls += 1
-            return gradients(model, loss, self.optimiser, x, target)
+        loss, self._calls = CrossEntropyLoss(), [0]
 
-        loss, self.calls = CrossEntropyLoss(), 0
+        def function(x, target, calls=self._calls, optimiser=self.optimiser):
+            calls[0] += 1
+            return gradients(model, loss, optimiser, x, target)
+
         self.function = capture(function, model) if captured else function
+
+    @property
+    def calls(self):
+        return self._calls[0]
 
     def step(self, x, target):
         loss, y = self.function(x, target)
@@ -166,14 +171,18 @@ def test_what_is_set_on_a_layer_is_noticed(name, rng):
 
 
 def test_a_listener_hears_every_image(rng):
-    _, captured = both(small)
+    plain, captured = both(small)
     for x, target in batches(rng, 5):
-        captured.step(x, target)
+        assert_same(plain.step(x, target), captured.step(x, target))
     heard, relu = [], captured.model[1]
-    relu.forward = lambda x, forward=relu.forward: heard.append(x.copy()) or forward(x)
-    for x, target in batches(rng, 2):
-        captured.step(x, target)
-    assert len(heard) == 2
+    relu.forward = lambda x, forward=relu.forward: heard.append((x, x.copy())) or forward(x)
+    for x, target in batches(rng, 6):
+        assert_same(plain.step(x, target), captured.step(x, target))
+    assert len(heard) == 6 and all(np.array_equal(now, then) for now, then in heard)
+    del relu.forward
+    for x, target in batches(rng, 6):
+        assert_same(plain.step(x, target), captured.step(x, target))
+    assert captured.calls == 3 + 6 + 3 and captured.function.refused is None
 
 
 def test_evaluation_between_steps(rng):
@@ -222,7 +231,7 @@ def test_what_cannot_be_recorded_runs_as_it_is(layer, rng):
         assert_same(plain.step(x, target), captured.step(x, target))
     assert_same_networks(plain, captured)
     assert captured.calls == plain.calls == 6  # once a step: random streams go on as they would
-    assert ("cannot be recorded" if layer is Doubling else "Dropout 2 draws new random numbers") in captured.function.refused
+    assert ("cannot be recorded" if layer is Doubling else "Dropout draws new random numbers") in captured.function.refused
 
 
 def test_other_results_than_arrays(rng):
@@ -231,6 +240,71 @@ def test_other_results_than_arrays(rng):
     for x, _ in batches(rng, 4):
         assert np.array_equal(function(x)["y"], model.forward(x))
     assert "something else than arrays" in function.refused
+
+
+@pytest.mark.parametrize("result", [lambda y: y.argmax(1), lambda y: y.max(), lambda y: y.max() + y.min()])
+def test_a_result_of_numpy_is_never_an_old_one(result, rng):
+    model = small(rng)
+    function = capture(lambda x: result(model.forward(x)), model)
+    with inference_mode():
+        for x in (np.ones((2, 8, 8, 3), np.float32), *(x for x, _ in batches(rng, 6, N=2))):
+            for _ in range(2):
+                assert np.array_equal(function(x), result(model.forward(x)))
+    assert function.refused
+
+
+@pytest.mark.parametrize("layer", [Doubling, ReLU])
+def test_the_same_batch_again_proves_nothing(layer, rng):
+    """Nothing moves between the first calls: a recording that has frozen something would not show it."""
+    model = small(rng, layer())
+    function, (x, _), (other, _) = capture(model.forward, model), *batches(rng, 2)
+    with inference_mode():
+        for _ in range(5):
+            assert np.array_equal(function(x), model.forward(x))
+        assert np.array_equal(function(other), model.forward(other))
+    assert (function.refused is None) == (layer is ReLU)
+
+
+def test_a_forward_that_waits_for_its_backward_is_not_recorded(rng):
+    model, plain = (small(np.random.default_rng(3)) for _ in range(2))
+    function = capture(model.forward, model)
+    for x, _ in batches(rng, 5):
+        assert np.array_equal(function(x), plain.forward(x))
+        dy = rng.standard_normal((4, 10), np.float32)
+        assert np.array_equal(model.backward(dy), plain.backward(dy))
+    assert "keeps for a backward pass" in function.refused
+
+
+class Counting(ReLU):
+    """Sets an attribute each time."""
+
+    calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return super().forward(x)
+
+
+def test_a_layer_that_sets_attributes_runs_as_it_is(rng):
+    plain, captured = both(lambda rng: small(rng, Counting()))
+    for x, target in batches(rng, 6):
+        assert_same(plain.step(x, target), captured.step(x, target))
+    assert captured.model[2].calls == 6 and "attributes as it computes" in captured.function.refused
+
+
+def test_a_dropped_recording_gives_its_memory_back(rng):
+    gc.collect()
+    before = arena.held()
+    gc.disable()
+    try:
+        _, captured = both(NETWORKS["resnet20"])
+        for x, target in batches(rng, 5, size=32):
+            captured.step(x, target)
+        assert arena.held() > before
+        del captured
+        assert arena.held() == before
+    finally:
+        gc.enable()
 
 
 def test_a_wrong_target_is_refused_by_a_recording_too(rng):
@@ -273,4 +347,19 @@ def test_a_trainer_says_why_its_steps_run_their_python(dropped, rng, capsys):
     model = small(rng, *([Dropout(dropped, rng=rng)] if dropped else []))
     Trainer(model, SGD(model.parameters(), 0.05), images, images).fit(2)
     told = capsys.readouterr().out
-    assert told.count("without minires.capture: Dropout 2 draws new random numbers each time") == bool(dropped)
+    assert told.count("without minires.capture: Dropout draws new random numbers each time") == bool(dropped)
+
+
+def test_what_changes_the_weights_is_not_recorded(rng):
+    plain, captured = small(np.random.default_rng(3)), small(np.random.default_rng(3))
+
+    def step(model, optimiser, x, target):
+        loss, _ = gradients(model, CrossEntropyLoss(), optimiser, x, target)
+        optimiser.step()
+        return loss
+
+    optimisers = [SGD(model.parameters(), 0.05, 0.9) for model in (plain, captured)]
+    function = capture(lambda x, target: step(captured, optimisers[1], x, target), captured)
+    for x, target in batches(rng, 6):
+        assert step(plain, optimisers[0], x, target) == function(x, target)
+    assert "no gradient and no buffer" in function.refused

@@ -58,7 +58,6 @@ class Trainer:
         self.loss = CrossEntropyLoss() if loss is None else loss
         self.out, self.about, self.device, self.progress = None if out is None else Path(out), about, device, progress
         self.rows = []
-        self._gradients = capture(partial(gradients, model, self.loss, optimiser), model)
 
     @property
     def epoch(self):
@@ -73,6 +72,7 @@ class Trainer:
         """
         self._open_folder()
         self.model.input_gradient = False  # nobody asks for the gradient with respect to the images
+        self._gradients, told = capture(partial(gradients, self.model, self.loss, self.optimiser), self.model), False
         with Progress(epochs, len(self.train), self.epoch, self.progress) as progress:
             for epoch in range(self.epoch + 1, epochs + 1):
                 progress.begin_epoch(epoch)
@@ -84,7 +84,8 @@ class Trainer:
                 self.rows.append(row)
                 self._save()
                 progress.end_epoch(row)
-                if self._gradients.refused and epoch == 1:
+                if self._gradients.refused and not told:
+                    told = True
                     progress.note(f"each step runs its Python, without minires.capture: {self._gradients.refused}")
         if self.out is not None:
             from minires.plots import draw_curves

@@ -85,10 +85,13 @@ class Arena:
         """Bytes of memory that were handed out before, used and free."""
         return sum(slab.top for slab in self._large + self._small)
 
-    def holds(self, array):
-        """Whether an array lies in a slab."""
-        start = array.ctypes.data
-        return any(0 <= start - slab.start < len(slab.memory) for slab in self._large + self._small)
+    def unheld(self, array):
+        """For an array in a slab the same memory as an array that does not keep its place; None for others."""
+        for slab in self._large + self._small:
+            start = array.ctypes.data - slab.start
+            if 0 <= start < len(slab.memory):
+                return np.ndarray(array.shape, array.dtype, slab.memory, start, array.strides)
+        return None
 
     def empty(self, shape, dtype):
         """An uninitialised C-contiguous array, aligned to cache lines, whose memory returns here when it is dropped."""

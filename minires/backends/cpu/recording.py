@@ -64,11 +64,12 @@ class Recording:
         """A function was called; -> its results, as the arrays that the next run fills again."""
         several = isinstance(results, tuple)
         fixed = tuple(None if result is None else np.asarray(result) for result in (results if several else (results,)))
+        targets, arguments = self._unheld(fixed), self._unheld(arguments)
 
         def again():
             found = function(*arguments)
-            for target, result in zip(fixed, found if several else (found,), strict=True):
-                if target is not result:
+            for target, result in zip(targets, found if several else (found,), strict=True):
+                if target is not None and not _same_memory(target, np.asarray(result)):
                     target[...] = result
 
         self._end_part()
@@ -81,12 +82,24 @@ class Recording:
             entries, frames, most = zip(*self._launches, strict=True)
             self._kept.append(frames)
             numbers = [np.array(row, np.int64) for row in (entries, [frame.ctypes.data for frame in frames], most)]
-            self._parts.append(lambda: self._pool.repeat(*numbers))
+            pool = self._pool  # no reference to this recording, which would keep its memory
+            self._parts.append(lambda: pool.repeat(*numbers))
             self._launches = []
 
     def _keep(self, arguments):
         for value in arguments:
             if isinstance(value, tuple):
                 self._keep(value)
-            elif isinstance(value, np.ndarray) and not self._arena.holds(value):
+            elif isinstance(value, np.ndarray) and self._arena.unheld(value) is None:
                 self._kept.append(value)
+
+    def _unheld(self, values):
+        """Values, those inside tuples and lists too, with arrays that keep no place in the arena from later results."""
+        if isinstance(values, tuple | list):
+            return type(values)(map(self._unheld, values))
+        unheld = self._arena.unheld(values) if isinstance(values, np.ndarray) else None
+        return values if unheld is None else unheld
+
+
+def _same_memory(array, other):
+    return array.ctypes.data == other.ctypes.data and array.strides == other.strides

@@ -289,6 +289,7 @@ class _Pool:
     def repeat(self, entries, frames, most):
         """Run kernels again: their entries, addresses of their arguments, and how many threads each may have at most."""
         with self._lock:
+            self._state[BUSY] = 1  # whoever is about to sleep does not
             if self.threads > 1:
                 self._wake(self.threads - 1)
             if _repeat(self._state, entries, frames, most, self.threads) < len(entries):
@@ -326,7 +327,7 @@ class _Worker(threading.Thread):
         while True:
             last = _serve(self._state, self._number, last)
             self.asleep = True
-            if self._state[GATE] & CLOSED:  # else the caller took it to be awake still
+            if self._state[GATE] & CLOSED and not self._state[BUSY]:  # else the caller took it to be awake still
                 self.bell.get()
             self.asleep = False
 

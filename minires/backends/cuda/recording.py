@@ -23,16 +23,29 @@ _memories = weakref.WeakSet()
 
 
 def held():
-    """Bytes that the pools keep, CuPy's own and those of recordings."""
-    return sum(pool.total_bytes() for pool in (cupy.get_default_memory_pool(), *(memory.pool for memory in _memories)))
+    """Bytes of the device that CuPy's pool and those of recordings keep."""
+    return cupy.get_default_memory_pool().total_bytes() + sum(memory.size for memory in _memories)
 
 
 class _Memory:
-    """A pool, and the stream on which it is used, since a pool keeps freed memory for its stream."""
+    """A pool, and the stream on which it is used, since a pool keeps freed memory for its stream.
+
+    Its blocks are kept here too: a pool that finds the device full would give back what is free, where graphs still work.
+    """
 
     def __init__(self):
-        self.pool, self.stream = cupy.cuda.MemoryPool(), cupy.cuda.Stream(non_blocking=True)
+        self._blocks = []
+        self.pool, self.stream = cupy.cuda.MemoryPool(self._block), cupy.cuda.Stream(non_blocking=True)
         _memories.add(self)
+
+    def _block(self, size):
+        block = cupy.cuda.Memory(size)
+        self._blocks.append(block)
+        return cupy.cuda.MemoryPointer(block, 0)
+
+    @property
+    def size(self):
+        return sum(block.size for block in self._blocks)
 
 
 class Recording:

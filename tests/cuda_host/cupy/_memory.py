@@ -22,11 +22,25 @@ class OutOfMemoryError(MemoryError):
                          f"{limit:,} bytes).")
 
 
-class MemoryPool:
-    """The counters of CuPy's pool. Freed memory goes back at once."""
+class Memory:
+    """A block that a pool was given by its allocator."""
 
-    def __init__(self):
-        self.used, self.limit, self.most_used = 0, 0, 0
+    def __init__(self, size):
+        self.size = size
+
+
+class MemoryPointer:
+    """A place in a block."""
+
+    def __init__(self, mem, offset):
+        self.mem, self.offset = mem, offset
+
+
+class MemoryPool:
+    """The counters of CuPy's pool. Freed memory goes back at once; an allocator is asked for as much as was ever in use."""
+
+    def __init__(self, allocator=None):
+        self.used, self.limit, self.most_used, self.allocator = 0, 0, 0, allocator
 
     def malloc(self, size):
         """For `using_allocator`."""
@@ -36,6 +50,8 @@ class MemoryPool:
         if self.limit and self.used + size > self.limit:
             raise OutOfMemoryError(size, self.used, self.limit)
         self.used += size
+        if self.allocator and self.used > self.most_used:
+            self.allocator(self.used - self.most_used)
         self.most_used = max(self.most_used, self.used)
 
     def used_bytes(self):

@@ -2,7 +2,7 @@
 import time
 
 from cupy._array import capture, waits
-from cupy._memory import MemoryPool, OutOfMemoryError, pool, using_allocator  # noqa: F401
+from cupy._memory import Memory, MemoryPointer, MemoryPool, OutOfMemoryError, pool, using_allocator  # noqa: F401
 from cupy.cuda import compiler, memory, runtime  # noqa: F401
 
 
