@@ -1,4 +1,4 @@
-"""The CUDA back end: kernels in kernels/*.cu, launched through CuPy; matrix products by cuBLAS.
+"""The CUDA back end: kernels in kernels/*.cu, launched through CuPy; products of wide matrices by cuBLAS.
 
 What each operator computes, and its arguments, is said in minires.backends.reference and minires.backends.composed.
 
