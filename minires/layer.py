@@ -5,6 +5,7 @@
     with inference_mode():   # forward keeps nothing
         y = layer.forward(x)
 """
+import functools
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -14,6 +15,7 @@ from minires.backends import ops_for, to_device, to_numpy
 from minires.errors import UserError
 
 _inference = ContextVar("minires_inference", default=None)  # inside inference_mode a dict: see inference_cache
+_watch = ContextVar("minires_watch", default=None)
 
 
 @contextmanager
@@ -75,17 +77,55 @@ def zero_gradients(parameters):
         ops_for(gradients[0]).zero(gradients)
 
 
+def _heard(method):
+    """A layer's `forward` or `backward`, with word of each call for the layer's listeners and for `calls_go_to`."""
+    name = method.__name__
+
+    @functools.wraps(method)
+    def call(layer, array):
+        watch = _watch.get()
+        if watch is None and not layer.listeners or getattr(type(layer), name) is not call:  # the latter: super().forward
+            return method(layer, array)
+        result = method(layer, array) if watch is None else watch(method, layer, array)
+        for listener in layer.listeners:
+            replaced = listener(layer, name, array, result)
+            result = result if replaced is None else replaced
+        return result
+
+    return call
+
+
+@contextmanager
+def calls_go_to(watch):
+    """Inside, each layer's forward and backward is watch(method, layer, array), which calls method(layer, array) itself."""
+    token = _watch.set(watch)
+    try:
+        yield
+    finally:
+        _watch.reset(token)
+
+
 class Layer:
     """A function with a hand-written derivative. Subclasses write `forward` and `backward`, one under the other.
 
-    Attributes that are Parameters or Layers are found by themselves, in the order of construction;
+    Attributes that are Parameters or Layers are found automatically, in the order of construction;
     names in the class attribute `buffers` are arrays that are saved but not learned (running statistics).
+
+    listeners: functions called after each forward and backward of this layer, listener(layer, "forward", x, y) and
+    listener(layer, "backward", dy, dx); what one returns, if it is not None, takes the place of the result.
     """
 
     buffers = ()
     training = True
+    listeners = ()
     draws = False  # whether forward draws random numbers in training, so that it cannot be recorded (minires.capture)
     _kept = "nothing yet"
+
+    def __init_subclass__(cls, **options):
+        super().__init_subclass__(**options)
+        for method in ("forward", "backward"):
+            if method in vars(cls):
+                setattr(cls, method, _heard(vars(cls)[method]))
 
     def forward(self, x):
         """y from x; outside `inference_mode` it keeps what `backward` will need."""
