@@ -41,7 +41,6 @@ def train(
     shortcut: Shortcut = None,
     validation: Annotated[int, typer.Option(help="Training images to hold out and choose best.safetensors by; "
                                                  "with 0 best is last.")] = 0,
-    fused: Annotated[bool, typer.Option(help="Compute blocks by the fused operators: the same results, sooner.")] = True,
     seed: Annotated[int, typer.Option(help="Of initial weights, batches, augmentation and the split.")] = 0,
     threads: Threads = None,
     device: Device = "cpu",
@@ -66,7 +65,7 @@ def train(
         epochs = default_epochs(dataset) if epochs is None else epochs
         data_dir = None if data_dir is None else str(Path(data_dir).absolute())
         settings = Settings(model, dataset, recipe, make_recipe(recipe, lr, weight_decay), epochs, batch_size, seed,
-                            validation, shortcut, data_dir, fused)
+                            validation, shortcut, data_dir)
         folder = None
     trainer, card = build_run(settings, folder, device)
     if resume is not None:

@@ -5,7 +5,7 @@ from minires.data import load_dataset
 from minires.data.cifar10 import CLASSES, read_records
 from minires.errors import UserError
 from minires.files import load_tensors
-from minires.layer import inference_mode
+from minires.plan import compile
 from minires.training.card import ModelCard, load_model
 
 
@@ -74,8 +74,7 @@ def predict_classes(network, card, pixels):
     """[(class name, probability), ...] of one image, the most likely first. pixels: (H, W, 3) uint8."""
     from minires.data import Standardise
 
-    with inference_mode():
-        logits = network.eval().forward(Standardise(card.mean, card.std)(pixels[None]))[0].astype(np.float64)
+    logits = compile(network)(Standardise(card.mean, card.std)(pixels[None]))[0].astype(np.float64)
     exponentials = np.exp(logits - logits.max())
     order = np.argsort(-logits, kind="stable")
     return [(card.classes[index], float(exponentials[index] / exponentials.sum())) for index in order]

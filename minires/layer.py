@@ -11,7 +11,7 @@ from contextvars import ContextVar
 
 import numpy as np
 
-from minires.backends import ops_for, to_device, to_numpy
+from minires.backends import device_of, ops_for, to_device, to_numpy
 from minires.errors import UserError
 
 _inference = ContextVar("minires_inference", default=None)  # inside inference_mode a dict: see inference_cache
@@ -20,10 +20,10 @@ _watch = ContextVar("minires_watch", default=None)
 
 @contextmanager
 def inference_mode():
-    """Inside, forward keeps nothing for a backward pass, and in evaluation mode may take folded, faster paths.
+    """Inside, forward keeps nothing for a backward pass.
 
-    What is folded is kept until the block is left: enter it once for many batches, and change no weight inside (but by
-    load_state_dict, astype or to).
+    Change no weight inside (but by load_state_dict, astype or to): what is derived from weights is kept until the block is
+    left, so enter it once for many batches.
     """
     token = _inference.set({})
     try:
@@ -86,7 +86,9 @@ def _heard(method):
         watch = _watch.get()
         if watch is None and not layer.listeners or getattr(type(layer), name) is not call:  # the latter: super().forward
             return method(layer, array)
-        result = method(layer, array) if watch is None else watch(method, layer, array)
+        if watch is not None:
+            return watch(method, layer, array)
+        result = method(layer, array)
         for listener in layer.listeners:
             replaced = listener(layer, name, array, result)
             result = result if replaced is None else replaced
@@ -97,7 +99,10 @@ def _heard(method):
 
 @contextmanager
 def calls_go_to(watch):
-    """Inside, each layer's forward and backward is watch(method, layer, array), which calls method(layer, array) itself."""
+    """Inside, each layer's forward and backward is watch(method, layer, array), and listeners are not told.
+
+    watch: calls method(layer, array) itself. With None layers compute, and tell their listeners, as they do without.
+    """
     token = _watch.set(watch)
     try:
         yield
@@ -118,7 +123,6 @@ class Layer:
     buffers = ()
     training = True
     listeners = ()
-    draws = False  # whether forward draws random numbers in training, so that it cannot be recorded (minires.capture)
     _kept = "nothing yet"
 
     def __init_subclass__(cls, **options):
@@ -263,8 +267,8 @@ class Layer:
         if x.size == 0:
             raise UserError(f"{type(self).__name__} got an empty x of shape {tuple(x.shape)}: a batch needs an image")
         weights = next((value.data for value in vars(self).values() if isinstance(value, Parameter)), x)
-        if isinstance(weights, np.ndarray) != isinstance(x, np.ndarray):
-            mine, other = ("cpu", "cuda") if isinstance(weights, np.ndarray) else ("cuda", "cpu")
+        mine, other = device_of(weights), device_of(x)
+        if mine != other:
             raise UserError(f"{type(self).__name__} is on {mine} and x on {other}: move one of them, as in "
                             f"layer.to({other!r})")
         own = weights.dtype

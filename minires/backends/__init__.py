@@ -18,10 +18,7 @@ from minires.errors import UserError
 HOST_BACKENDS = ("reference", "cpu")
 _working = set()  # devices that were tried
 _host_backend = ContextVar("minires_host_backend", default="cpu")
-
-
-class NotRecordable(Exception):
-    """A function cannot be run from a recording of its launches, and why."""
+tracer_of_caller = ContextVar("minires_tracer", default=None)  # who notes operators instead of computing them
 
 
 def ops_for(array):
@@ -29,11 +26,19 @@ def ops_for(array):
 
     Raises TypeError for anything that is neither a NumPy nor a CuPy array.
     """
+    tracer = tracer_of_caller.get()
+    if tracer is not None:
+        return tracer
     if isinstance(array, np.ndarray):
         return importlib.import_module(f"minires.backends.{_host_backend.get()}")
     if type(array).__module__.split(".")[0] == "cupy":
         return importlib.import_module("minires.backends.cuda")
     raise TypeError(f"minires works on NumPy and CuPy arrays, got {type(array).__name__}: use numpy.asarray on it")
+
+
+def device_of(array):
+    """"cpu" or "cuda": where an array lies."""
+    return "cpu" if isinstance(array, np.ndarray) or getattr(array, "device", None) == "cpu" else "cuda"
 
 
 @contextmanager

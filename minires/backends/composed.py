@@ -14,8 +14,28 @@ def normalise_relu(ops, z, prologue):
     """a of this module's docstring: (..., C) -> (..., C)."""
     if prologue is None:
         return z
+    return ops.relu_forward(normalise(z, prologue))
+
+
+def normalise(z, prologue):
+    """y = (z - mean) * scale + bias: (..., C) -> (..., C)."""
     mean, scale, bias = prologue
-    return ops.relu_forward((z - mean) * scale + bias)
+    return (z - mean) * scale + bias
+
+
+def normalise_gradient(g, z, normalisation):
+    """dz = from_dy * g + from_x * (z - mean) + constant: batch normalisation's dx, its factors collected."""
+    mean, from_dy, from_x, constant = normalisation
+    return from_dy * g + (from_x * (z - mean) + constant)
+
+
+def folded(weight, bias, bn_weight, bn_bias, mean, var, eps):
+    """The weight and bias of a convolution into which the normalisation behind it is folded (evaluation):
+
+    (conv(x) + bias - mean) * scale + bn_bias = conv(x; weight * scale) + ((bias - mean) * scale + bn_bias)
+    """
+    scale = normalisation_scale(bn_weight, var, eps)
+    return weight * scale, bn_bias - (mean if bias is None else mean - bias) * scale
 
 
 def conv2d_moments(ops, x, prologue, weight, stride, padding):
@@ -35,8 +55,16 @@ def add_relu_conv2d_moments(ops, z, prologue, residual, weight, stride, padding)
     return y, *conv2d_moments(ops, y, None, weight, stride, padding)
 
 
-def conv2d_bias_relu(ops, x, weight, bias, residual, relu, stride, padding):
-    """y = relu(conv(x) + bias + residual), for inference; residual may be None, relu False leaves the relu out."""
+def prepare(weight, x_shape, stride, padding):
+    """What a back end makes of a convolution's weights before it multiplies by them; here nothing."""
+    return weight
+
+
+def conv2d_bias_relu(ops, x, weight, bias, residual, relu, stride, padding, prepared=None):
+    """y = relu(conv(x) + bias + residual); residual may be None, relu False leaves the relu out.
+
+    prepared: of the weights, where they are used more than once.
+    """
     y = ops.conv2d_forward(x, weight, bias, stride, padding, (1, 1))
     if residual is not None:
         y = ops.add(y, residual)
@@ -45,8 +73,7 @@ def conv2d_bias_relu(ops, x, weight, bias, residual, relu, stride, padding):
 
 def normalise_add_relu(ops, z, prologue, residual):
     """y = relu((z - mean) * scale + bias + residual): the end of a block. residual may be None."""
-    mean, scale, bias = prologue
-    y = (z - mean) * scale + bias
+    y = normalise(z, prologue)
     return ops.relu_forward(y if residual is None else ops.add(y, residual))
 
 
@@ -64,6 +91,8 @@ def conv2d_unit_gradient(ops, g, z, normalisation, x, prologue, weight, stride, 
 
         dz = from_dy * g + from_x * (z - mean) + constant          (batch normalisation's dx, its factors collected)
 
+    or None where nothing is normalised: g is dz itself, and z is not read.
+
     -> dx, dweight, sum(dx), sum(dx * (x - mean of the prologue)). dx has `residual_gradient` (or None) added. With a
     prologue dx is the gradient at its normalisation's output, already masked by its ReLU, and the sums are what that
     normalisation's backward needs; without one they are None. need_dx False leaves dx out (None).
@@ -76,8 +105,7 @@ def conv2d_unit_gradient(ops, g, z, normalisation, x, prologue, weight, stride, 
         a = normalise_add_relu(ops, x, prologue, shortcut)
         return conv2d_unit_gradient(ops, g, z, normalisation, a, None, weight, stride, padding, residual_gradient, need_dx,
                                     (x, prologue[0]), add_to)
-    mean, from_dy, from_x, constant = normalisation
-    dz = from_dy * g + (from_x * (z - mean) + constant)
+    dz = g if normalisation is None else normalise_gradient(g, z, normalisation)
     a = normalise_relu(ops, x, prologue)
     geometry = (stride, padding, (1, 1))
     dweight = added(add_to, ops.conv2d_weight_gradient(dz, a, weight.shape[:2], *geometry))
@@ -145,3 +173,13 @@ def batchnorm_coefficients(sum_g, sum_gx, var, weight, eps, count, add_to=(None,
         parts = (from_dy, -from_dy * inv_std * dweight / count, -from_dy * dbias / count, dweight, dbias)
     *factors, dweight, dbias = (part.astype(dtype) for part in parts)
     return *factors, added(add_to[0], dweight), added(add_to[1], dbias)
+
+
+DIGEST = 61  # sums; no number of channels is a multiple of it, so that no exchange of channels goes unnoticed
+
+
+def digest(array):
+    """Bytes that tell whether any bit of an array has changed: sums of its bits as whole numbers, in DIGEST columns."""
+    bits = array.reshape(-1).view(f"u{array.dtype.itemsize}")
+    whole = bits.size // DIGEST * DIGEST
+    return bits[:whole].reshape(-1, DIGEST).sum(0).tobytes() + bits[whole:].tobytes()

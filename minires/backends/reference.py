@@ -9,7 +9,18 @@ import sys
 import numpy as np
 
 from minires.backends import composed
-from minires.backends.composed import add_into, batchnorm_coefficients, normalisation_scale, update_running, zero  # noqa: F401
+from minires.backends.composed import (  # noqa: F401
+    add_into,
+    batchnorm_coefficients,
+    digest,
+    folded,
+    normalisation_scale,
+    normalise,
+    normalise_gradient,
+    prepare,
+    update_running,
+    zero,
+)
 from minires.errors import UserError
 
 _this = sys.modules[__name__]
@@ -97,11 +108,16 @@ def channel_sum(dy):
 # --- batch normalisation: y = weight * x_hat + bias, x_hat = (x - mean) / sqrt(var + eps) ----------------------------
 
 
-def batchnorm_forward(x, weight, bias, eps):
-    """x: (..., C) -> y: (..., C) and the batch's mean and (biased) var: (C,)."""
+def batch_moments(x):
+    """The batch's mean and (biased) var of each channel: x: (..., C) -> (C,), (C,)."""
     axes = tuple(range(x.ndim - 1))
     mean = x.mean(axes)
-    var = ((x - mean) ** 2).mean(axes)
+    return mean, ((x - mean) ** 2).mean(axes)
+
+
+def batchnorm_forward(x, weight, bias, eps):
+    """x: (..., C) -> y: (..., C) and the batch's mean and (biased) var: (C,)."""
+    mean, var = batch_moments(x)
     return batchnorm_apply(x, mean, var, weight, bias, eps), mean, var
 
 
@@ -110,17 +126,21 @@ def batchnorm_apply(x, mean, var, weight, bias, eps):
     return weight * ((x - mean) / np.sqrt(var + eps)) + bias
 
 
+def gradient_sums(g, x, mean):
+    """sum(g) and sum(g * (x - mean)) over all but the channels: all of g that batch normalisation's factors need."""
+    return channel_sum(g), channel_sum(g * (x - mean))
+
+
 def batchnorm_backward(dy, x, mean, var, weight, eps, batch_statistics):
     """-> dx: (..., C), dweight: (C,), dbias: (C,).
 
     With `batch_statistics` mean and var are functions of x and their two correction terms appear; without, they are
     constants and dx is dy scaled.
     """
-    axes = tuple(range(x.ndim - 1))
     inv_std = 1 / np.sqrt(var + eps)
     x_hat = (x - mean) * inv_std
-    dbias = dy.sum(axes)
-    dweight = (dy * x_hat).sum(axes)
+    dbias = channel_sum(dy)
+    dweight = channel_sum(dy * x_hat)
     if not batch_statistics:
         return dy * (weight * inv_std), dweight, dbias
     m = x.size // x.shape[-1]
@@ -163,6 +183,11 @@ def relu_backward(dy, y):
 def add(a, b):
     """The sum of two arrays of one shape: where a residual block's two paths meet."""
     return a + b
+
+
+def dropout_keep(x, rng, p):
+    """Which elements of x dropout keeps, each with probability 1 - p: bool, x's shape."""
+    return rng.random(x.shape, np.float32) >= p
 
 
 def dropout_forward(x, keep, p):
@@ -329,7 +354,7 @@ def add_relu_conv2d_moments(z, prologue, residual, weight, stride, padding):
     return composed.add_relu_conv2d_moments(_this, z, prologue, residual, weight, stride, padding)
 
 
-def conv2d_bias_relu(x, weight, bias, residual, relu, stride, padding):
+def conv2d_bias_relu(x, weight, bias, residual, relu, stride, padding, prepared=None):
     """See composed.conv2d_bias_relu."""
     return composed.conv2d_bias_relu(_this, x, weight, bias, residual, relu, stride, padding)
 

@@ -1,7 +1,7 @@
 """The two engines behind one face: step() trains once, infer() evaluates once, first_results() is what must agree.
 
 Both get the same weights, batch and hyperparameters: cross-entropy, SGD with Nesterov momentum and weight decay. Each is
-set up as its own documentation advises for speed: minires with fused blocks, PyTorch with its fused SGD, gradients set to
+set up as its own documentation advises for speed: minires planned, PyTorch with its fused SGD, gradients set to
 None, in-place ReLU, compiled with static shapes and on a GPU with cuDNN's search for its quickest kernels; both multiply in
 float32 there, PyTorch's TF32 is off. Images are standardised shapes (minires.data), kept in each engine's
 own layout before the clock starts.
@@ -10,7 +10,6 @@ On a CPU the clock is the host's, on a GPU the device's own: events before and a
 have happened, so that launches run ahead as they do in training.
 """
 import time
-from functools import partial
 
 import numpy as np
 
@@ -40,30 +39,34 @@ def device_seconds(run, steps, event, milliseconds):
 
 
 class MiniresEngine:
-    """minires, fused and captured as the trainer has it."""
+    """minires, planned as the trainer has it, or with `planned` False layer by layer."""
 
     _serving = None  # the inference mode it is in, once it is
 
-    def __init__(self, model, weights, x, target, threads, fused=True, device="cpu", captured=True):
+    def __init__(self, model, weights, x, target, threads, device="cpu", planned=True):
         from minires.backends import set_num_threads, to_device
-        from minires.layers.fused import fuse
         from minires.losses import CrossEntropyLoss
         from minires.models import build_model
         from minires.optim import SGD as Optimiser
-        from minires.replay import capture
-        from minires.training.trainer import gradients
+        from minires.plan import compile
 
         if device == "cpu":
             set_num_threads(threads)
-        self.model = fuse(build_model(model), fused).load_state_dict(weights).to(device)
-        self.model.input_gradient = False
+        self.model = build_model(model).load_state_dict(weights).to(device)
         self.optimiser = Optimiser(self.model.parameters(), **SGD)
         self.device = device
         self.x, self.target = to_device(x, device), to_device(target, device)
-        self.gradients = partial(gradients, self.model, CrossEntropyLoss(), self.optimiser)
-        self.logits = self.model.forward
-        if captured:
-            self.gradients, self.logits = capture(self.gradients, self.model), capture(self.logits, self.model)
+        self.loss = CrossEntropyLoss()
+        self.gradients, self.logits = self._gradients, self.model.forward
+        if planned:
+            self.gradients, self.logits = compile(self.model, self.loss), compile(self.model)
+
+    def _gradients(self, x, target):
+        y = self.model.forward(x)
+        value = self.loss.forward(y, target)
+        self.optimiser.zero_grad()
+        self.model.backward(self.loss.backward())
+        return value, y
 
     def step(self):
         self.gradients(self.x, self.target)

@@ -1,7 +1,7 @@
 """Dropout."""
 import numpy as np
 
-from minires.backends import ops_for, to_device
+from minires.backends import ops_for
 from minires.errors import UserError
 from minires.layer import Layer
 
@@ -19,8 +19,6 @@ class Dropout(Layer):
     rng: the numpy.random.Generator the draws come from. UserError unless 0 <= p < 1.
     """
 
-    draws = True
-
     def __init__(self, p=0.5, *, rng=None):
         if not 0 <= p < 1:
             raise UserError(f"Dropout's p is the probability of dropping, 0 <= p < 1, got {p!r}")
@@ -31,9 +29,7 @@ class Dropout(Layer):
         if not self.training or self.p == 0:
             self._save(None)
             return x
-        keep = self.rng.random(x.shape, np.float32) >= self.p
-        if not isinstance(x, np.ndarray):
-            keep = to_device(keep, "cuda")
+        keep = ops_for(x).dropout_keep(x, self.rng, self.p)
         self._save(keep)
         return ops_for(x).dropout_forward(x, keep, self.p)
 

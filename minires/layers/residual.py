@@ -2,7 +2,6 @@
 from minires.backends import ops_for
 from minires.errors import UserError
 from minires.layer import Layer, Sequential
-from minires.layers import fused
 from minires.layers.activation import ReLU
 from minires.layers.arguments import count, pair
 from minires.layers.conv import Conv2d
@@ -46,15 +45,13 @@ def make_shortcut(in_channels, out_channels, stride, shortcut, rng):
     return Sequential(Conv2d(in_channels, out_channels, 1, stride, bias=False, rng=rng), BatchNorm2d(out_channels))
 
 
-class Branch(Layer):
-    """F(x) of a block: units of a convolution and its normalisation, with ReLU between them (not after the last).
+class _Branch(Layer):
+    """F(x) of a block: convolutions, each with its normalisation, and ReLU between them (not after the last).
 
-    `fused` (see `minires.fuse`) lets layers/fused.py compute the block.
+    The layers are the attributes conv1, bn1, relu1, conv2, bn2, ..: PyTorch's keys.
     """
 
-    fused = False
-
-    def _add_units(self, *convolutions):
+    def _add_branch(self, *convolutions):
         self.depth = len(convolutions)
         for index, conv in enumerate(convolutions, 1):
             setattr(self, f"conv{index}", conv)
@@ -62,38 +59,31 @@ class Branch(Layer):
             if index < self.depth:
                 setattr(self, f"relu{index}", ReLU())
 
-    def units(self):
-        """The (convolution, normalisation) pairs of F, in order."""
-        return [(getattr(self, f"conv{index}"), getattr(self, f"bn{index}")) for index in range(1, self.depth + 1)]
-
-    def _branch(self):
+    def branch(self):
+        """The layers of F, in order."""
         names = [f"{kind}{index}" for index in range(1, self.depth + 1) for kind in ("conv", "bn", "relu")]
         return [getattr(self, name) for name in names[:-1]]
 
     def branch_forward(self, x):
         """F(x)."""
-        for layer in self._branch():
+        for layer in self.branch():
             x = layer.forward(x)
         return x
 
     def branch_backward(self, dy):
         """F's dx from its dy."""
-        for layer in reversed(self._branch()):
+        for layer in reversed(self.branch()):
             dy = layer.backward(dy)
         return dy
 
 
-class _ResidualBlock(Branch):
+class _ResidualBlock(_Branch):
     """y = relu(F(x) + S(x)), and its derivative."""
 
     def forward(self, x):
-        if self.fused:
-            return fused.forward(self, x, self.shortcut)
         return self.relu.forward(ops_for(x).add(self.branch_forward(x), self.shortcut.forward(x)))
 
     def backward(self, dy):
-        if self.fused:
-            return fused.backward(self, dy, self.shortcut)
         g = self.relu.backward(dy)
         return ops_for(g).add(self.branch_backward(g), self.shortcut.backward(g))
 
@@ -116,8 +106,8 @@ class BasicBlock(_ResidualBlock):
     expansion = 1
 
     def __init__(self, in_channels, channels, stride=1, shortcut="B", *, rng=None):
-        self._add_units(Conv2d(in_channels, channels, 3, stride, 1, bias=False, rng=rng),
-                        Conv2d(channels, channels, 3, 1, 1, bias=False, rng=rng))
+        self._add_branch(Conv2d(in_channels, channels, 3, stride, 1, bias=False, rng=rng),
+                         Conv2d(channels, channels, 3, 1, 1, bias=False, rng=rng))
         self.shortcut = make_shortcut(in_channels, channels, stride, shortcut, rng)
         self.relu = ReLU()
 
@@ -132,14 +122,14 @@ class Bottleneck(_ResidualBlock):
     expansion = 4
 
     def __init__(self, in_channels, channels, stride=1, shortcut="B", *, rng=None):
-        self._add_units(Conv2d(in_channels, channels, 1, bias=False, rng=rng),
-                        Conv2d(channels, channels, 3, stride, 1, bias=False, rng=rng),
-                        Conv2d(channels, 4 * channels, 1, bias=False, rng=rng))
+        self._add_branch(Conv2d(in_channels, channels, 1, bias=False, rng=rng),
+                         Conv2d(channels, channels, 3, stride, 1, bias=False, rng=rng),
+                         Conv2d(channels, 4 * channels, 1, bias=False, rng=rng))
         self.shortcut = make_shortcut(in_channels, 4 * channels, stride, shortcut, rng)
         self.relu = ReLU()
 
 
-class PlainBlock(Branch):
+class PlainBlock(_Branch):
     """BasicBlock without its shortcut: y = relu(F(x)), dx = F.backward(relu'(F) * dy). For comparison.
 
     x: (N, H, W, C); y: (N, OH, OW, O). Source: the plain networks of He et al. 2015, sections 3.3 and 4.2.
@@ -148,16 +138,12 @@ class PlainBlock(Branch):
     expansion = 1
 
     def __init__(self, in_channels, channels, stride=1, shortcut=None, *, rng=None):
-        self._add_units(Conv2d(in_channels, channels, 3, stride, 1, bias=False, rng=rng),
-                        Conv2d(channels, channels, 3, 1, 1, bias=False, rng=rng))
+        self._add_branch(Conv2d(in_channels, channels, 3, stride, 1, bias=False, rng=rng),
+                         Conv2d(channels, channels, 3, 1, 1, bias=False, rng=rng))
         self.relu = ReLU()
 
     def forward(self, x):
-        if self.fused:
-            return fused.forward(self, x)
         return self.relu.forward(self.branch_forward(x))
 
     def backward(self, dy):
-        if self.fused:
-            return fused.backward(self, dy)
         return self.branch_backward(self.relu.backward(dy))

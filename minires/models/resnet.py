@@ -2,24 +2,20 @@
 import numpy as np
 
 from minires.errors import UserError
-from minires.layer import Sequential, in_inference_mode
-from minires.layers import BasicBlock, Bottleneck, Conv2d, GlobalAvgPool2d, Linear, MaxPool2d, PlainBlock, ReLU, fused
+from minires.layer import Layer, Sequential
+from minires.layers import BasicBlock, BatchNorm2d, Bottleneck, Conv2d, GlobalAvgPool2d, Linear, MaxPool2d, PlainBlock, ReLU
 from minires.layers.arguments import count
-from minires.layers.residual import Branch
 
 CIFAR_DEPTHS = (20, 32, 44, 56, 110)  # 6n + 2: three stages of n blocks of two convolutions, stem and linear
 IMAGENET_LAYOUTS = {18: (BasicBlock, (2, 2, 2, 2)), 34: (BasicBlock, (3, 4, 6, 3)), 50: (Bottleneck, (3, 4, 6, 3)),
                     101: (Bottleneck, (3, 4, 23, 3)), 152: (Bottleneck, (3, 8, 36, 3))}
 
 
-class _ResNet(Branch):
-    """A stem (one unit and a ReLU) and layers after it. Attribute names give PyTorch's keys (`layer1.0.conv1.weight`).
+class _ResNet(Layer):
+    """A stem, stages of blocks, the mean over each feature map, a linear layer: y = fc(pool(stages(stem(x)))).
 
-    `input_gradient = False` leaves out the gradient with respect to the images, which training never reads: backward
-    then returns None.
+    Attribute names give PyTorch's keys (`layer1.0.conv1.weight`).
     """
-
-    input_gradient = True
 
     def _stage(self, block, channels, blocks, stride, shortcut, rng):
         stage = []
@@ -28,46 +24,15 @@ class _ResNet(Branch):
             self._width = channels * block.expansion
         return Sequential(*stage)
 
-    def _body(self):
-        stem = (self.conv1, self.bn1, self.relu)
-        return [layer for _, layer in self.named_children() if layer not in stem]
-
-    def _chains(self, body):
-        """For each layer of the body the blocks of a stage, each the input of the next; of other layers none.
-
-        The stem stands in front where nothing is between. None of the last stage: backward begins there, and would form its
-        images again at once. None in inference_mode, which keeps nothing.
-        """
-        if in_inference_mode():
-            return [()] * len(body)
-        stages = [layer for layer in body if isinstance(layer, Sequential)]
-        return [[] if layer not in stages[:-1] else [self, *layer] if layer is body[0] else list(layer) for layer in body]
-
     def forward(self, x):
-        body = self._body()
-        stages = [layer for layer in body if isinstance(layer, Sequential)]
-        if self.fused:
-            blocks = [block for stage in stages for block in stage]
-            hand_on = body[0] in stages and all(block.fused for block in blocks) and fused.unheard(stages + blocks)
-            x = fused.forward(self, x, hand_on=hand_on)
-        else:
-            x = self.relu.forward(self.branch_forward(x))
-        for layer, chain in zip(body, self._chains(body), strict=True):
-            x = layer.forward(x if layer in stages else fused.formed(x))
-            fused.drop_outputs(chain)
+        for _, layer in self.named_children():
+            x = layer.forward(x)
         return x
 
     def backward(self, dy):
-        body = self._body()
-        stages = [layer for layer in body if isinstance(layer, Sequential)]
-        fused.join([*([self] if body[0] in stages else []), *(block for stage in stages for block in stage)])
-        for layer, chain in zip(reversed(body), reversed(self._chains(body)), strict=True):
-            fused.restore_outputs(chain)
+        for _, layer in reversed(list(self.named_children())):
             dy = layer.backward(dy)
-        if self.fused:
-            return fused.backward(self, dy, need_dx=self.input_gradient)
-        self.conv1.input_gradient = self.input_gradient
-        return self.branch_backward(self.relu.backward(dy))
+        return dy
 
 
 class CifarResNet(_ResNet):
@@ -80,7 +45,7 @@ class CifarResNet(_ResNet):
         rng = np.random.default_rng(0) if rng is None else rng
         count("num_classes", num_classes)
         block, self._width = (PlainBlock if plain else BasicBlock), 16
-        self._add_units(Conv2d(in_channels, 16, 3, 1, 1, bias=False, rng=rng))
+        self.conv1, self.bn1 = Conv2d(in_channels, 16, 3, 1, 1, bias=False, rng=rng), BatchNorm2d(16)
         self.relu = ReLU()
         for stage, channels in enumerate((16, 32, 64), 1):
             blocks = self._stage(block, channels, (depth - 2) // 6, 1 if stage == 1 else 2, shortcut, rng)
@@ -103,7 +68,7 @@ class ImageNetResNet(_ResNet):
         count("num_classes", num_classes)
         (block, layout), self._width = IMAGENET_LAYOUTS[depth], 64
         kernel, stride, padding = (7, 2, 3) if stem == "imagenet" else (3, 1, 1)
-        self._add_units(Conv2d(in_channels, 64, kernel, stride, padding, bias=False, rng=rng))
+        self.conv1, self.bn1 = Conv2d(in_channels, 64, kernel, stride, padding, bias=False, rng=rng), BatchNorm2d(64)
         self.relu = ReLU()
         if stem == "imagenet":
             self.maxpool = MaxPool2d(3, 2, 1)

@@ -4,7 +4,6 @@ from dataclasses import asdict, dataclass
 from minires.data import Loader
 from minires.errors import UserError
 from minires.files import load_tensors
-from minires.layers.fused import fuse
 from minires.models import build_model
 
 EVALUATION_BATCH_SIZE = 128  # as in training, so that the same buffers serve
@@ -28,7 +27,7 @@ class ModelCard:
 
     def build(self, rng=None):
         """The network, with initial weights from `rng`."""
-        return fuse(build_model(self.model, self.num_classes, self.shortcut, rng=rng))
+        return build_model(self.model, self.num_classes, self.shortcut, rng=rng)
 
     def loader(self, dataset):
         """Batches of `dataset` for evaluation: standardised as in training, in order, each image once."""

@@ -9,6 +9,7 @@ from minires.backends import memory_advice, to_device, to_numpy
 from minires.errors import UserError
 from minires.files import write_atomically
 from minires.layer import inference_mode
+from minires.plan import compile
 
 READ_EVERY = 50  # batches of a device between two times that the host waits for it
 
@@ -67,12 +68,14 @@ class Score:
         return np.where(self.seen > 0, self.correct / np.maximum(self.seen, 1), np.nan)
 
 
-def evaluate(model, loss, loader, device="cpu"):
+def evaluate(model, loss, loader, device="cpu", predict=None):
     """The Score of `model` over `loader`: (x, target) batches, x: (N, H, W, C), target: (N,).
 
     Evaluation mode (running statistics, no dropout) and inference_mode, so that nothing of the model is changed; each
     layer's mode is put back afterwards. UserError when the loader yields nothing.
+    predict: what `minires.compile(model)` returned, where it is used more than once.
     """
+    predict = compile(model) if predict is None else predict
     modes = [(layer, layer.training) for _, layer in model.named_layers()]
     model.eval()
     score = Score()
@@ -81,7 +84,7 @@ def evaluate(model, loss, loader, device="cpu"):
             for x, target in loader:
                 with memory_advice(len(x)):
                     x, target = to_device(x, device), to_device(target, device)
-                    y = model.forward(x)
+                    y = predict(x)
                     score.add(loss.forward(y, target), y, target)
             score.read()
     finally:

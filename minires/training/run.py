@@ -11,7 +11,6 @@ from minires.backends import require_device
 from minires.data import Loader, channel_statistics, load_dataset, split_train_validation
 from minires.errors import UserError
 from minires.files import write_atomically
-from minires.layers.fused import fuse
 from minires.losses import CrossEntropyLoss
 from minires.models import build_model
 from minires.training.card import ModelCard
@@ -27,8 +26,7 @@ class Settings:
     """What a run was asked for; with the program's version it determines every weight that comes out.
 
     model, shortcut: as `build_model` takes them. dataset, data_dir: as `load_dataset` takes them. recipe_name: where
-    `recipe` came from. validation: images split off the training set to choose best.safetensors by, 0 for none. fused:
-    whether blocks are computed by the fused operators (see `minires.fuse`).
+    `recipe` came from. validation: images split off the training set to choose best.safetensors by, 0 for none.
     UserError for a count that is out of range.
     """
 
@@ -42,7 +40,6 @@ class Settings:
     validation: int = 0
     shortcut: str | None = None
     data_dir: str | None = None
-    fused: bool = True
 
     def __post_init__(self):
         for name, value, least in (("epochs", self.epochs, 1), ("batch size", self.batch_size, 1),
@@ -69,7 +66,7 @@ def build_run(settings, out=None, device="cpu", progress=True):
 
     card = ModelCard(settings.model, len(train.classes), settings.shortcut, settings.dataset, train.classes,
                      train.images.shape[1], mean.tolist(), std.tolist())
-    model = fuse(card.build(weights_rng), settings.fused).to(device)
+    model = card.build(weights_rng).to(device)
     recipe, batch_size = settings.recipe, settings.batch_size
     # One image over would be a batch without a variance.
     drop_last = len(train) > batch_size and len(train) % batch_size == 1

@@ -1,7 +1,6 @@
 """The training loop, used by the command line and by a ten-line script alike."""
 import math
 import time
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,22 +9,13 @@ from minires.backends import memory_advice, to_device
 from minires.errors import UserError
 from minires.files import save_tensors, write_atomically
 from minires.losses import CrossEntropyLoss
-from minires.replay import capture
+from minires.plan import compile
 from minires.training.checkpoint import load_state, save_state
 from minires.training.metrics import Score, evaluate, read_metrics, write_metrics
 from minires.training.progress import Progress
 
 METRICS, CURVES = "metrics.jsonl", "curves.png"
 LAST, BEST, STATE = "last.safetensors", "best.safetensors", "state.safetensors"
-
-
-def gradients(model, loss, optimiser, x, target):
-    """A batch's loss and logits (N, K); the parameters' gradients are set to the loss's."""
-    y = model.forward(x)
-    value = loss.forward(y, target)
-    optimiser.zero_grad()
-    model.backward(loss.backward())
-    return value, y
 
 
 class Trainer:
@@ -38,7 +28,7 @@ class Trainer:
     schedule: stepped after every update; None leaves the learning rate alone. loss: CrossEntropyLoss() if None;
     evaluation uses it too. out: the run's folder; None writes nothing. about: JSON values for the weights' headers
     (`ModelCard.about`), so that `minires eval` can rebuild the model. device: where the model and its optimiser live.
-    Steps are captured (`minires.capture`): after the first ones they run without Python.
+    Steps are planned (`minires.compile`): after the first they run without Python.
 
     rows: one dict an epoch. epoch (from 1), train_loss and train_accuracy (running means over the epoch, in training
     mode, on augmented images), test_loss, test_accuracy, lr (of the epoch's last update), seconds (of training, without
@@ -71,22 +61,22 @@ class Trainer:
         Interrupted at any moment, the run can go on from its last complete epoch, to the same weights bit by bit.
         """
         self._open_folder()
-        self.model.input_gradient = False  # nobody asks for the gradient with respect to the images
-        self._gradients, told = capture(partial(gradients, self.model, self.loss, self.optimiser), self.model), False
+        self._step, self._predict, told = compile(self.model, self.loss), compile(self.model), set()
         with Progress(epochs, len(self.train), self.epoch, self.progress) as progress:
             for epoch in range(self.epoch + 1, epochs + 1):
                 progress.begin_epoch(epoch)
                 row = {"epoch": epoch, **self._train_epoch(epoch, progress)}
                 for name, loader in (("test", self.test), ("validation", self.validation)):
                     if loader is not None:
-                        score = evaluate(self.model, self.loss, loader, self.device)
+                        score = evaluate(self.model, self.loss, loader, self.device, self._predict)
                         row |= {f"{name}_loss": score.loss, f"{name}_accuracy": score.accuracy}
                 self.rows.append(row)
                 self._save()
                 progress.end_epoch(row)
-                if self._gradients.refused and not told:
-                    told = True
-                    progress.note(f"each step runs its Python, without minires.capture: {self._gradients.refused}")
+                for layer, reason in self._step.opaque:
+                    if (layer, reason) not in told:
+                        told.add((layer, reason))
+                        progress.note(f"{layer or 'the model'} is not planned, and runs as it is: {reason}")
         if self.out is not None:
             from minires.plots import draw_curves
 
@@ -118,7 +108,7 @@ class Trainer:
             # Numbers that overflow show up in the loss, and are reported there.
             with np.errstate(over="ignore", invalid="ignore"), memory_advice(len(x)):
                 x, target = to_device(x, self.device), to_device(target, self.device)
-                loss, y = self._gradients(x, target)
+                loss, y = self._step(x, target)
                 self._require_finite(score.add(loss, y, target), epoch, rates)
                 self.optimiser.step()
             if self.schedule is not None:

@@ -2,12 +2,13 @@
 
 Reading order: microkernel (the inner loop), geometry (which elements it multiplies), conv, norm, pool, elementwise, plain;
 and simd (vectors as values), host (how wide they are), arena (memory that is used again), threads (who computes what),
-recording (all of it again, without Python), jit and ahead (how and when kernels are compiled).
+launches (all of it again, without Python), jit and ahead (how and when kernels are compiled).
 """
 import sys
 
 from numba.core import event
 
+from minires.backends.composed import digest, folded
 from minires.backends.cpu import threads
 from minires.backends.cpu.ahead import ahead
 from minires.backends.cpu.conv import conv2d_forward, conv2d_input_gradient, conv2d_weight_gradient
@@ -25,23 +26,30 @@ from minires.backends.cpu.elementwise import (
 from minires.backends.cpu.fused import (
     add_relu_conv2d_moments,
     add_relu_gradient,
-    batchnorm_coefficients,
     conv2d_bias_relu,
     conv2d_moments,
     conv2d_unit_gradient,
     normalise_add_relu,
+    prepare,
 )
+from minires.backends.cpu.launches import Launches as Launches  # of no operator
 from minires.backends.cpu.norm import (
+    batch_moments,
     batchnorm_apply,
     batchnorm_backward,
+    batchnorm_coefficients,
     batchnorm_forward,
     channel_sum,
+    gradient_sums,
     layernorm_backward,
     layernorm_forward,
     normalisation_scale,
+    normalise,
+    normalise_gradient,
     update_running,
 )
 from minires.backends.cpu.plain import (
+    dropout_keep,
     linear_backward,
     linear_forward,
     mse_backward,
@@ -59,7 +67,7 @@ from minires.backends.cpu.pool import (
     pad_shortcut_backward,
     pad_shortcut_forward,
 )
-from minires.backends.cpu.recording import Recording as Recording  # of no operator
+from minires.backends.cpu.threads import here
 from minires.errors import UserError
 
 __all__ = [
@@ -70,6 +78,7 @@ __all__ = [
     "add_relu_gradient",
     "avgpool2d_backward",
     "avgpool2d_forward",
+    "batch_moments",
     "batchnorm_apply",
     "batchnorm_backward",
     "batchnorm_coefficients",
@@ -81,10 +90,15 @@ __all__ = [
     "conv2d_moments",
     "conv2d_unit_gradient",
     "conv2d_weight_gradient",
+    "digest",
     "dropout_backward",
     "dropout_forward",
+    "dropout_keep",
+    "folded",
     "global_avgpool_backward",
     "global_avgpool_forward",
+    "gradient_sums",
+    "here",
     "layernorm_backward",
     "layernorm_forward",
     "linear_backward",
@@ -94,9 +108,12 @@ __all__ = [
     "mse_backward",
     "mse_forward",
     "normalisation_scale",
+    "normalise",
     "normalise_add_relu",
+    "normalise_gradient",
     "pad_shortcut_backward",
     "pad_shortcut_forward",
+    "prepare",
     "relu_backward",
     "relu_forward",
     "sgd_update",

@@ -24,6 +24,14 @@ ALIGNMENT = 64
 SLAB, SMALL_SLAB = 1 << 28, 1 << 21
 
 
+_all = weakref.WeakSet()
+
+
+def count(memory):
+    """Let `held` count what an object holds, by its attribute `held`, while it lives."""
+    _all.add(memory)
+
+
 class _Slab:
     """A block of memory and its gaps, [start, end) in the order of their addresses; nothing behind `top` was used yet."""
 
@@ -74,7 +82,7 @@ class Arena:
     """Places in slabs. Thread-safe; counts what it ever handed out at once, in bytes, for the benchmarks."""
 
     def __init__(self):
-        _all.add(self)
+        count(self)
         self._large, self._small = [], []  # slabs; small results among the large ones would part gaps
         self._free = {}  # size: places (slab, start) of small results
         self._taken, self._ended = {}, deque()  # by id, places in use (they hash as their arrays, not at all); ended places
@@ -84,14 +92,6 @@ class Arena:
     def held(self):
         """Bytes of memory that were handed out before, used and free."""
         return sum(slab.top for slab in self._large + self._small)
-
-    def unheld(self, array):
-        """For an array in a slab the same memory as an array that does not keep its place; None for others."""
-        for slab in self._large + self._small:
-            start = array.ctypes.data - slab.start
-            if 0 <= start < len(slab.memory):
-                return np.ndarray(array.shape, array.dtype, slab.memory, start, array.strides)
-        return None
 
     def empty(self, shape, dtype):
         """An uninitialised C-contiguous array, aligned to cache lines, whose memory returns here when it is dropped."""
@@ -139,7 +139,6 @@ class Arena:
         return slabs[-1], slabs[-1].take(size)
 
 
-_all = weakref.WeakSet()
 _shared = Arena()
 _arena = ContextVar("minires_arena", default=_shared)
 
@@ -151,7 +150,7 @@ def empty(shape, dtype):
 
 @contextmanager
 def using(arena):
-    """Within, in the caller's thread, results lie in this arena and not in the one that all share."""
+    """Within, in the caller's thread, this object's `empty` makes results, and not the arena that all share."""
     token = _arena.set(arena)
     try:
         yield
@@ -159,6 +158,11 @@ def using(arena):
         _arena.reset(token)
 
 
+def using_shared():
+    """Within, in the caller's thread, results lie in the arena that all share."""
+    return using(_shared)
+
+
 def held():
-    """Bytes that all arenas hold."""
-    return sum(arena.held for arena in _all)
+    """Bytes that all arenas hold, and the memory of programs."""
+    return sum(memory.held for memory in _all)

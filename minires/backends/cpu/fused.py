@@ -95,7 +95,13 @@ def _conv2d_moments(x, prologue, weight, stride, padding, shortcut=None, formed=
     return z, merged[0], merged[1]
 
 
-def conv2d_bias_relu(x, weight, bias, residual, relu, stride, padding):
+def prepare(weight, x_shape, stride, padding):
+    """Winograd's points of the weights, or the weights where the kernels read them best."""
+    m = winograd_size(x_shape, weight.dtype, weight.shape[3], weight.shape[:2], stride, padding, PLAIN)
+    return winograd.transformed(m, weight) if m else elementwise.aligned(weight)
+
+
+def conv2d_bias_relu(x, weight, bias, residual, relu, stride, padding, prepared=None):
     """y = relu(conv(x) + bias + residual): see composed."""
     x, (bias, residual) = np.ascontiguousarray(x), contiguous((bias, residual))
     KH, KW, C, O = weight.shape
@@ -103,9 +109,9 @@ def conv2d_bias_relu(x, weight, bias, residual, relu, stride, padding):
         return here(composed.conv2d_bias_relu, _PlainKernels, x, weight, bias, residual, relu, stride, padding)
     m = winograd_size(x.shape, x.dtype, O, (KH, KW), stride, padding, PLAIN)
     if m:
-        return winograd.forward(m, x, None, weight, epilogue=(bias, residual, relu))
+        return winograd.forward(m, x, None, weight, epilogue=(bias, residual, relu), points=prepared)
     plan = forward_gather(*x.shape[1:], O, lanes_of(x.dtype), (KH, KW), stride, padding, PLAIN)
-    return run_gather(plan, x, weight.reshape(-1), O, epilogue=(bias, residual, relu))
+    return run_gather(plan, x, (weight if prepared is None else prepared).reshape(-1), O, epilogue=(bias, residual, relu))
 
 
 @cache
@@ -190,7 +196,7 @@ def _unit_gradient_kernel(rows, across, vectors, weight_rows, weight_vectors, la
                       dweight, adds, partial, sums, z_images, z_start, z_pitch, x_images, x_start, x_pitch, dx_images,
                       phases, segments, runs, run, step_row, step_column):
         enter(counter, thread)
-        N, G, OH, O, H, WC, C = (g.shape[0], partial.shape[0], g.shape[1], normalisation[0].size, x.shape[1], x.shape[2],
+        N, G, OH, O, H, WC, C = (g.shape[0], partial.shape[0], g.shape[1], dweight.shape[1], x.shape[1], x.shape[2],
                                  weight.shape[1])
         z_image, x_image, dx_image = z_images[thread], x_images[thread], dx_images[thread]
         origin = np.int64(0)  # no constant, for which the functions below would be compiled once more
@@ -198,7 +204,10 @@ def _unit_gradient_kernel(rows, across, vectors, weight_rows, weight_vectors, la
         while k < G:
             partial[k] = 0
             for n in range(k * N // G, (k + 1) * N // G):
-                load_gradient(lanes, g, z, n, normalisation, z_image, z_start, z_pitch)
+                if normalisation[0].size:
+                    load_gradient(lanes, g, z, n, normalisation, z_image, z_start, z_pitch)
+                else:
+                    copy_image(g, n, z_image, z_start, z_pitch)
                 if prologue[0].size:
                     load_normalised(lanes, x, n, prologue, x_image, x_start, x_pitch)
                 else:
@@ -274,32 +283,9 @@ def conv2d_unit_gradient(g, z, normalisation, x, prologue, weight, stride, paddi
     total = np.empty((2, C), x.dtype)
     packed = pack_transposed(weight, taps, C) if need_dx else np.empty((0, C), x.dtype)
     launch(kernel, partial[0] + row_tasks(KH * KW * C) + (C if with_sums else 0), 2 * g.size * KH * KW * C,
-           g.reshape(N, g.shape[1], -1), z.reshape(N, g.shape[1], -1), normalisation, x.reshape(N, H, -1),
+           g.reshape(N, g.shape[1], -1), (g if z is None else z).reshape(N, g.shape[1], -1),
+           normalisation or (nothing,) * 4, x.reshape(N, H, -1),
            prologue_of(prologue, shortcut, None, x.dtype), packed,
            nothing if residual_gradient is None else residual_gradient.reshape(-1),
            front, dx.reshape(-1), total, dweight.reshape(-1, O), adds, empty(partial, x.dtype), *places)
     return (dx if need_dx else None), None if adds else dweight, *(total if with_sums else (None, None))
-
-
-def batchnorm_coefficients(sum_g, sum_gx, var, weight, eps, count, add_to=(None, None)):
-    """(from_dy, from_x, constant), dweight and dbias: see composed."""
-    gradients = [np.zeros_like(var) if gradient is None else gradient for gradient in add_to]
-    factors = np.empty((3, len(var)), var.dtype)
-    launch(_coefficients, 1, len(var), sum_g, sum_gx, var, weight, eps, 0.0 if count is None else 1 / count, factors,
-           *gradients)
-    return *factors, *(value if gradient is None else None for value, gradient in zip(gradients, add_to, strict=True))
-
-
-@jit.kernel
-def _coefficients(tasks, counter, thread, sum_g, sum_gx, var, weight, eps, part, factors, weight_gradient, bias_gradient):
-    """In one call what NumPy does in twenty, each of them slower than all of this (see threads.py)."""
-    enter(counter, thread)
-    for c in range(var.size):
-        inv_std = 1 / np.sqrt(np.float64(var[c]) + eps)
-        from_dy, dweight = weight[c] * inv_std, sum_gx[c] * inv_std
-        factors[0, c] = from_dy
-        factors[1, c] = -from_dy * inv_std * dweight * part
-        factors[2, c] = -from_dy * sum_g[c] * part
-        weight_gradient[c] += dweight
-        bias_gradient[c] += sum_g[c]
-    leave(counter, thread)

@@ -9,12 +9,11 @@ from functools import cache
 
 import numpy as np
 
-from minires.backends.composed import batchnorm_coefficients
 from minires.backends.cpu import jit
 from minires.backends.cpu.arena import empty
-from minires.backends.cpu.moments import channel_lanes, merge_moments, moments
+from minires.backends.cpu.moments import add_channel, channel_lanes, merge_moments, moments
 from minires.backends.cpu.simd import load, store
-from minires.backends.cpu.threads import claim, enter, here, launch, leave
+from minires.backends.cpu.threads import await_tasks, claim, claim_next, enter, here, launch, leave
 
 PARTS = 64
 
@@ -58,23 +57,27 @@ def _apply_kernel(lanes):
 @cache
 def _gradient_sums_kernel(lanes):
     @jit.kernel
-    def gradient_sums(tasks, counter, thread, dy, x, mean, sums):
+    def gradient_sums(tasks, counter, thread, dy, x, mean, sums, total):
         enter(counter, thread)
         M, C = x.shape
         part = claim(counter)
-        while part < tasks:
+        while part < PARTS:
             for c0 in range(0, C, lanes):
                 c = min(c0, C - lanes)
                 centre = load(lanes, mean, c)
-                total = centre - centre
-                product = total
+                added = centre - centre
+                product = added
                 for row in range(part * M // PARTS, (part + 1) * M // PARTS):
                     g = load(lanes, dy, row * C + c)
-                    total = total + g
+                    added = added + g
                     product = product + g * (load(lanes, x, row * C + c) - centre)
-                store(sums, (2 * part) * C + c, total)
+                store(sums, (2 * part) * C + c, added)
                 store(sums, (2 * part + 1) * C + c, product)
-            part = claim(counter)
+            part = claim_next(counter)
+        await_tasks(counter, PARTS)
+        while part < tasks:
+            add_channel(sums, part - PARTS, total)
+            part = claim_next(counter)
         leave(counter, thread)
 
     return gradient_sums
@@ -105,43 +108,80 @@ def rows(array):
     return np.ascontiguousarray(array).reshape(-1, array.shape[-1])
 
 
-def batchnorm_forward(x, weight, bias, eps):
-    """x: (..., C) -> y: (..., C) and the batch's mean and (biased) var: (C,)."""
+def batch_moments(x):
+    """The mean and the biased variance of each channel: x: (..., C) -> (C,), (C,)."""
     flat = rows(x)
     M, C = flat.shape
     means, squares = np.zeros((2, PARTS, C), x.dtype)
     launch(_batch_moments_kernel(channel_lanes(C, x.dtype)), PARTS, x.size, flat, means, squares)
-    counts = np.diff(np.arange(PARTS + 1) * M // PARTS)
-    mean, var = merge_moments(means, squares, counts)
+    return merge_moments(means, squares, np.diff(np.arange(PARTS + 1) * M // PARTS))
+
+
+def normalise(z, prologue):
+    """y = (z - mean) * scale + bias, prologue: those three, each (C,)."""
+    y = empty(z.shape, z.dtype)
+    launch(_apply_kernel(channel_lanes(z.shape[-1], z.dtype)), PARTS, z.size, rows(z), *map(np.ascontiguousarray, prologue),
+           rows(y))
+    return y
+
+
+def gradient_sums(g, z, mean):
+    """sum(g) and sum(g * (z - mean)) over all but the channels, each (C,)."""
+    C = z.shape[-1]
+    sums, total = np.empty((PARTS, 2, C), z.dtype), np.empty((2, C), z.dtype)
+    launch(_gradient_sums_kernel(channel_lanes(C, z.dtype)), PARTS + C, z.size, rows(g), rows(z), np.ascontiguousarray(mean),
+           sums, total)
+    return total[0], total[1]
+
+
+def normalise_gradient(g, z, normalisation):
+    """dz = from_dy * g + from_x * (z - mean) + constant, normalisation: (mean, from_dy, from_x, constant), each (C,)."""
+    dz = empty(g.shape, g.dtype)
+    launch(_gradient_kernel(channel_lanes(z.shape[-1], z.dtype)), PARTS, z.size, rows(g), rows(z),
+           *map(np.ascontiguousarray, normalisation), rows(dz))
+    return dz
+
+
+def batchnorm_forward(x, weight, bias, eps):
+    """x: (..., C) -> y: (..., C) and the batch's mean and (biased) var: (C,)."""
+    mean, var = batch_moments(x)
     return batchnorm_apply(x, mean, var, weight, bias, eps), mean, var
 
 
 def batchnorm_apply(x, mean, var, weight, bias, eps):
     """y = weight * (x - mean) / sqrt(var + eps) + bias, in one pass."""
-    y = empty(x.shape, x.dtype)
-    scale = normalisation_scale(weight, var, eps)
-    mean, bias = np.ascontiguousarray(mean), np.ascontiguousarray(bias)
-    launch(_apply_kernel(channel_lanes(x.shape[-1], x.dtype)), PARTS, x.size, rows(x), mean, scale, bias, rows(y))
-    return y
+    return normalise(x, (mean, normalisation_scale(weight, var, eps), bias))
 
 
 def batchnorm_backward(dy, x, mean, var, weight, eps, batch_statistics):
     """-> dx: (..., C), dweight: (C,), dbias: (C,)."""
-    flat_dy, flat_x, mean = rows(dy), rows(x), np.ascontiguousarray(mean)
-    M, C = flat_x.shape
-    lanes = channel_lanes(C, x.dtype)
-    sums = np.empty((PARTS, 2, C), x.dtype)
-    launch(_gradient_sums_kernel(lanes), PARTS, x.size, flat_dy, flat_x, mean, sums)
-    count = M if batch_statistics else None
-    *factors, dweight, dbias = here(_coefficients, sums, var, weight, eps, count)
-    dx = empty(x.shape, x.dtype)
-    launch(_gradient_kernel(lanes), PARTS, x.size, flat_dy, flat_x, mean, *factors, rows(dx))
-    return dx, dweight, dbias
+    count = x.size // x.shape[-1] if batch_statistics else None
+    *factors, dweight, dbias = batchnorm_coefficients(*gradient_sums(dy, x, mean), var, weight, eps, count)
+    return normalise_gradient(dy, x, (mean, *factors)), dweight, dbias
 
 
-def _coefficients(sums, var, weight, eps, count):
-    """composed.batchnorm_coefficients of the sums' parts, (PARTS, 2, C)."""
-    return tuple(map(np.ascontiguousarray, batchnorm_coefficients(*sums.sum(0, dtype=np.float64), var, weight, eps, count)))
+def batchnorm_coefficients(sum_g, sum_gx, var, weight, eps, count, add_to=(None, None)):
+    """(from_dy, from_x, constant), dweight and dbias: see composed."""
+    gradients = [np.zeros_like(var) if gradient is None else gradient for gradient in add_to]
+    factors = np.empty((3, len(var)), var.dtype)
+    launch(_coefficients, 1, len(var), sum_g, sum_gx, var, weight, eps, 0.0 if count is None else 1 / count, factors,
+           *gradients)
+    return *factors, *(value if gradient is None else None for value, gradient in zip(gradients, add_to, strict=True))
+
+
+@jit.kernel
+def _coefficients(tasks, counter, thread, sum_g, sum_gx, var, weight, eps, part, factors, weight_gradient, bias_gradient):
+    """In one call what NumPy does in twenty, each of them slower than all of this (see threads.py)."""
+    enter(counter, thread)
+    for c in range(var.size):
+        inv_std = 1 / np.sqrt(np.float64(var[c]) + eps)
+        from_dy, dweight = weight[c] * inv_std, sum_gx[c] * inv_std
+        factors[0, c] = from_dy
+        factors[1, c] = -from_dy * inv_std * dweight * part
+        factors[2, c] = -from_dy * sum_g[c] * part
+        weight_gradient[c] += dweight
+        bias_gradient[c] += sum_g[c]
+    leave(counter, thread)
 
 
 @jit.kernel

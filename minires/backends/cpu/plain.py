@@ -6,6 +6,11 @@ from minires.backends import reference
 from minires.backends.cpu.threads import here
 
 
+def dropout_keep(x, rng, p):
+    """See reference.dropout_keep."""
+    return here(reference.dropout_keep, x, rng, p)
+
+
 def linear_forward(x, weight, bias):
     """See reference.linear_forward."""
     return here(reference.linear_forward, x, weight, bias)

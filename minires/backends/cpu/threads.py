@@ -31,7 +31,7 @@ every kernel three times over, and the first training step of a new machine wait
 
 How the others enter: `enter` writes all arguments of the function that it stands in, and the address of a function that
 calls it with them and another `thread`, into the counter's memory, and opens its gate; `leave` closes it and waits for those
-inside. Whoever keeps a copy of what `enter` wrote can run the kernel again without Python: see recording.py.
+inside. Whoever keeps a copy of what `enter` wrote can run the kernel again without Python: see launches.py.
 """
 import os
 import platform
@@ -45,7 +45,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from minires.backends.cpu import jit
+from minires.backends.cpu import arena, jit
 
 SMALL = 1 << 16  # operations: below, handing work to another thread takes longer than doing it
 SPINS = 20000  # looks before a thread sleeps, about 0.4 ms
@@ -348,7 +348,8 @@ def here(function, *arguments):
         return function(*arguments)
     token = recorder.set(None)
     try:
-        results = function(*arguments)
+        with arena.using_shared():  # what the function needs for itself is no result that has its place
+            results = function(*arguments)
     finally:
         recorder.reset(token)
     return recording.note_function(function, arguments, results)

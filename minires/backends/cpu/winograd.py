@@ -16,7 +16,6 @@ Both transform their weights in a phase before (threads.py), and merge the sums 
 
 Bytes moved: x once, y once, as the direct kernel. Multiplications: (m + 2)^2 / (9 m^2) of the direct kernel's.
 """
-import weakref
 from functools import cache, lru_cache
 
 import numpy as np
@@ -291,38 +290,46 @@ def _points(m, dtype, C, O):
     return shared_scratch("winograd points", ((m + 2) ** 2 * C * O,), dtype)
 
 
-_remembered = {}  # (id of read-only weights, m): their points
+@cache
+def transform_kernel(m, lanes):
+    """The first phase of `forward_kernel` by itself, for weights that are used more than once."""
+    @jit.kernel
+    def transform(tasks, counter, thread, weight, points, temps):
+        enter(counter, thread)
+        C, O, row = weight.shape[2], weight.shape[3], claim(counter)
+        while row < tasks:
+            transform_weight(m, lanes, weight.reshape(-1), row * O, C * O, points, row * O, C * O, O, temps[thread])
+            row = claim(counter)
+        leave(counter, thread)
+
+    return transform
 
 
-def _points_of(weight, m, shared):
-    """Where the points of weights are, and whether they must be transformed: not again while read-only ones live."""
-    if weight.flags.writeable:
-        return shared, True
-    known = _remembered.get((id(weight), m))
-    return (aligned_zeros(shared.shape, shared.dtype), True) if known is None else (known, False)
+def transformed(m, weight):
+    """G weight G^T, ((m + 2)^2 * C * O,): what `forward` takes as `points`."""
+    C, O = weight.shape[2:]
+    line = VECTOR_BYTES // weight.dtype.itemsize
+    points = aligned_zeros(((m + 2) ** 2 * C * O,), weight.dtype)
+    launch(transform_kernel(m, lanes_of(weight.dtype)), C, points.size, np.ascontiguousarray(weight), points,
+           scratch(("winograd", line), (m + 2) ** 2 * line, weight.dtype))
+    return points
 
 
-def _remember(weight, m, points):
-    """Keep the points of read-only weights; only once they are there, since another thread may ask meanwhile."""
-    if not weight.flags.writeable and _remembered.setdefault((id(weight), m), points) is points:
-        weakref.finalize(weight, _remembered.pop, (id(weight), m))
+def forward(m, x, prologue, weight, merged=None, epilogue=None, shortcut=None, formed=None, points=None):
+    """y = conv(a(x)), padding 1: (N, H, W, C) and weight (3, 3, C, O) -> (N, H, W, O). The rest as `run_gather`.
 
-
-def forward(m, x, prologue, weight, merged=None, epilogue=None, shortcut=None, formed=None):
-    """y = conv(a(x)), padding 1: (N, H, W, C) and weight (3, 3, C, O) -> (N, H, W, O). The rest as `run_gather`."""
+    points: the weights' (see `transformed`), else they are transformed first.
+    """
     N, H, W, C = x.shape
     O, dtype, nothing = weight.shape[3], x.dtype, np.empty(0, x.dtype)
     kernel, blocks, shared, places = _forward_plan(m, dtype, N, H, W, C, O)
     y = empty((N, H, W, O), dtype)
-    points, fresh = _points_of(weight, m, shared)
-    rows = C if fresh else 0
+    points, rows = (shared, C) if points is None else (points, 0)
     merged = nothing.reshape(0, 0) if merged is None else merged
     bias, residual, relu = epilogue or (np.zeros(0 if merged.size else O, dtype), None, False)
     launch(kernel, rows + blocks + merged.shape[1], y.size * C, np.ascontiguousarray(weight), points, rows,
            x.reshape(N, H, W * C), prologue_of(prologue, shortcut, formed, dtype), y, merged, bias,
            nothing if residual is None else residual.reshape(-1), dtype.type(0 if relu else -np.inf), *places)
-    if fresh:
-        _remember(weight, m, points)
     return y
 
 

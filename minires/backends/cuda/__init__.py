@@ -8,9 +8,9 @@ too, stay on it until they are read.
 """
 import cupy
 
-from minires.backends.composed import add_into, zero
+from minires.backends.composed import add_into, digest, folded, prepare, zero
 from minires.backends.cuda.conv import conv2d_forward, conv2d_input_gradient, conv2d_weight_gradient
-from minires.backends.cuda.elementwise import add, dropout_backward, dropout_forward, relu_backward, relu_forward
+from minires.backends.cuda.elementwise import add, dropout_backward, dropout_forward, dropout_keep, relu_backward, relu_forward
 from minires.backends.cuda.fused import (
     add_relu_conv2d_moments,
     add_relu_gradient,
@@ -18,7 +18,9 @@ from minires.backends.cuda.fused import (
     conv2d_bias_relu,
     conv2d_moments,
     conv2d_unit_gradient,
+    normalise,
     normalise_add_relu,
+    normalise_gradient,
 )
 from minires.backends.cuda.losses import (
     linear_backward,
@@ -29,10 +31,12 @@ from minires.backends.cuda.losses import (
     softmax_cross_entropy_forward,
 )
 from minires.backends.cuda.norm import (
+    batch_moments,
     batchnorm_apply,
     batchnorm_backward,
     batchnorm_forward,
     channel_sum,
+    gradient_sums,
     layernorm_backward,
     layernorm_forward,
     normalisation_scale,
@@ -60,6 +64,7 @@ __all__ = [
     "asarray",
     "avgpool2d_backward",
     "avgpool2d_forward",
+    "batch_moments",
     "batchnorm_apply",
     "batchnorm_backward",
     "batchnorm_coefficients",
@@ -71,10 +76,14 @@ __all__ = [
     "conv2d_moments",
     "conv2d_unit_gradient",
     "conv2d_weight_gradient",
+    "digest",
     "dropout_backward",
     "dropout_forward",
+    "dropout_keep",
+    "folded",
     "global_avgpool_backward",
     "global_avgpool_forward",
+    "gradient_sums",
     "layernorm_backward",
     "layernorm_forward",
     "linear_backward",
@@ -84,9 +93,12 @@ __all__ = [
     "mse_backward",
     "mse_forward",
     "normalisation_scale",
+    "normalise",
     "normalise_add_relu",
+    "normalise_gradient",
     "pad_shortcut_backward",
     "pad_shortcut_forward",
+    "prepare",
     "relu_backward",
     "relu_forward",
     "sgd_update",

@@ -1,6 +1,7 @@
 """Element by element: kernels/elementwise.cu."""
 import cupy
 
+from minires.backends import reference
 from minires.backends.cuda.compiler import kernel, launch_over
 
 
@@ -23,6 +24,10 @@ def relu_backward(dy, y):
 
 def add(a, b):
     return _map("add", a, b)
+
+
+def dropout_keep(x, rng, p):
+    return cupy.asarray(reference.dropout_keep(x, rng, p))
 
 
 def dropout_forward(x, keep, p):

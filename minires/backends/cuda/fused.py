@@ -55,19 +55,28 @@ def add_relu_conv2d_moments(z, prologue, residual, weight, stride, padding):
     return y, *conv2d_moments(y, None, weight, stride, padding)
 
 
-def conv2d_bias_relu(x, weight, bias, residual, relu, stride, padding):
+def conv2d_bias_relu(x, weight, bias, residual, relu, stride, padding, prepared=None):
     """See composed.conv2d_bias_relu."""
     geometry = geometry_of(x.shape, weight.shape[:2], weight.shape[3], stride, padding, _PLAIN)
     y, _, _ = conv.product(x, None, weight, geometry)
     return conv.add_bias_relu(y, bias, residual, relu)
 
 
+def normalise(z, prologue):
+    """See composed.normalise."""
+    return _affine(z, prologue, None, False)
+
+
 def normalise_add_relu(z, prologue, residual):
     """See composed.normalise_add_relu."""
+    return _affine(z, prologue, residual, True)
+
+
+def _affine(z, prologue, residual, relu):
     z, y = cupy.ascontiguousarray(z), cupy.empty(z.shape, z.dtype)
     other = None if residual is None else cupy.ascontiguousarray(residual)
     launch_over(z.size, kernel(_FILE, "normalise_add_relu", z.dtype),
-                (z, *map(cupy.ascontiguousarray, prologue), other, y, np.int64(z.size), np.int32(z.shape[-1])))
+                (z, *map(cupy.ascontiguousarray, prologue), other, y, np.int64(z.size), np.int32(z.shape[-1]), bool(relu)))
     return y
 
 
@@ -85,7 +94,7 @@ def add_relu_gradient(dy, y, z, mean):
     return _gate_and_sums(dy, y, z, (mean, None, None), cupy.empty(dy.shape, dy.dtype))
 
 
-def _normalisation_gradient(g, z, normalisation):
+def normalise_gradient(g, z, normalisation):
     """dz = from_dy * g + from_x * (z - mean) + constant."""
     g, z, dz = cupy.ascontiguousarray(g), cupy.ascontiguousarray(z), cupy.empty(g.shape, g.dtype)
     launch_over(g.size, kernel(_FILE, "normalisation_gradient", g.dtype),
@@ -99,7 +108,7 @@ def conv2d_unit_gradient(g, z, normalisation, x, prologue, weight, stride, paddi
     if shortcut is not None:
         x, prologue, front = normalise_add_relu(x, prologue, shortcut), None, (x, prologue[0])
     geometry = geometry_of(x.shape, weight.shape[:2], weight.shape[3], stride, padding, _PLAIN)
-    dz = _normalisation_gradient(g, z, normalisation)
+    dz = g if normalisation is None else normalise_gradient(g, z, normalisation)
     dweight = composed.added(add_to, conv.weight_gradient(dz, x, prologue, geometry))
     if not need_dx:
         return None, dweight, None, None

@@ -61,7 +61,7 @@ def channel_sum(dy):
     return total
 
 
-def batchnorm_forward(x, weight, bias, eps):
+def batch_moments(x):
     (x,) = _contiguous(x)
     columns, dtype = Columns(x), x.dtype
     means, squares = _parts(columns, dtype), _parts(columns, dtype)
@@ -69,6 +69,11 @@ def batchnorm_forward(x, weight, bias, eps):
     columns.launch("moments", dtype, (x, means, squares))
     columns.finish("finish_moments", dtype, (means, squares, mean, var, columns.rows, columns.C, cupy.int32(columns.parts),
                                              columns.span))
+    return mean, var
+
+
+def batchnorm_forward(x, weight, bias, eps):
+    mean, var = batch_moments(x)
     return batchnorm_apply(x, mean, var, weight, bias, eps), mean, var
 
 
@@ -77,6 +82,16 @@ def batchnorm_apply(x, mean, var, weight, bias, eps):
     y = cupy.empty(x.shape, x.dtype)
     Columns(x).launch("normalise", x.dtype, (x, *statistics, y, float(eps)))
     return y
+
+
+def gradient_sums(g, z, mean):
+    g, z, mean = _contiguous(g, z, mean)
+    columns, dtype = Columns(z), z.dtype
+    sums, sums_x = _parts(columns, dtype), _parts(columns, dtype)
+    sum_g, sum_gx = _vector(columns, dtype), _vector(columns, dtype)
+    columns.launch("gradient_sums", dtype, (g, z, mean, sums, sums_x))
+    columns.finish("finish_sums", dtype, (sums, sums_x, None, sum_g, sum_gx, 0.0, columns.C, cupy.int32(columns.parts)))
+    return sum_g, sum_gx
 
 
 def batchnorm_backward(dy, x, mean, var, weight, eps, batch_statistics):

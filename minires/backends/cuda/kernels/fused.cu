@@ -1,6 +1,6 @@
 // What stands between two convolutions, in as few passes over memory as it needs. Images are (rows, C), rows = N * H * W:
 //
-//     normalise_add_relu       y = relu((z - mean) * scale + shift + residual)                      reads 1 or 2, writes 1
+//     normalise_add_relu       y = relu((z - mean) * scale + shift + residual), the relu or not      reads 1 or 2, writes 1
 //     gate_and_sums            g = dy where a relu was open, else 0; sum(g), sum(g * (z - mean))    reads 2 or 3, writes 1
 //     normalisation_gradient   dz = from_dy * g + from_x * (z - mean) + constant                    reads 2, writes 1
 //     add_bias_relu            y = relu(y + bias + residual)                                        reads 1 or 2, writes 1
@@ -16,12 +16,12 @@ __device__ T rectify(T value) {
 
 template <typename T>
 __global__ void normalise_add_relu(const T* z, const T* mean, const T* scale, const T* shift, const T* residual, T* y,
-                                   long long count, int C) {
+                                   long long count, int C, bool relu) {
     FOR_EACH(i, count) {
         const int c = (int)(i % C);
         T value = (z[i] - mean[c]) * scale[c] + shift[c];
         if (residual) value += residual[i];
-        y[i] = rectify(value);
+        y[i] = relu ? rectify(value) : value;
     }
 }
 

@@ -1,0 +1,185 @@
+"""`minires.compile`: a model as a function that runs a plan.
+
+    step = minires.compile(model, loss)        # value, logits = step(x, target); gradients are set, not added
+    predict = minires.compile(model)           # y = predict(x), in evaluation mode, nothing kept
+
+For each shape of its arguments the first call makes a plan and runs it operator by operator; the next ones run what was
+launched, without Python. A change of the model (a mode, an attribute, a parameter's array, a listener) is noticed, and
+planned anew.
+"""
+from collections import OrderedDict
+from contextlib import contextmanager
+from operator import is_
+
+import numpy as np
+
+from minires.backends import device_of, ops_for
+from minires.layer import Parameter, in_inference_mode, inference_cache, inference_mode, zero_gradients
+from minires.plan.memory import Memory, recompute
+from minires.plan.report import Plan
+from minires.plan.rewrites import EVALUATION, TRAINING, normalise_where_read
+from minires.plan.run import Runner
+from minires.plan.trace import trace
+
+MOST_SHAPES = 4  # of arguments that are planned; the model runs as it is for others
+
+
+def compile(model, loss=None, *, input_gradient=False):
+    """A planned step of training, TrainingStep, or without a loss a planned forward pass, Prediction.
+
+    input_gradient: whether the step returns dL/dx too (saliency, adversarial examples).
+    """
+    return Prediction(model) if loss is None else TrainingStep(model, loss, input_gradient)
+
+
+class _Compiled:
+    """Plans by the shapes and dtypes of the arguments, the most recent last."""
+
+    _input_gradient = False
+
+    def __init__(self, model, loss, rewrites):
+        self.model, self.loss, self._rewrites, self._plans = model, loss, rewrites, OrderedDict()
+
+    def _run(self, inputs):
+        """What is planned for some inputs, or None where their shape is one too many."""
+        key = (ops_for(inputs[0]).__name__, *((x.shape, np.dtype(x.dtype)) for x in inputs))
+        found = self._plans.get(key)
+        if found is None and len(self._plans) == MOST_SHAPES:
+            return None
+        if found is None or not found.fits(self.model):
+            self._plans.pop(key, None)  # its memory, before that of the next
+            plan = self._planned([(x.shape, x.dtype) for x in inputs], device_of(inputs[0]))
+            found = self._plans[key] = _Planned(plan, self.model)
+        return found
+
+    def _planned(self, inputs, device="cpu"):
+        return planned(trace(self.model, self.loss, inputs, device, self._input_gradient), self._rewrites)
+
+    @property
+    def opaque(self):
+        """[(layer, why)] of what the plans so far do not plan, but call."""
+        return list(dict.fromkeys(pair for found in self._plans.values() for pair in found.plan.opaque))
+
+    def __repr__(self):
+        return f"{type(self).__name__}({type(self.model).__name__}, {len(self._plans)} plans)"
+
+
+def planned(program, rewrites):
+    """The Plan of a traced program."""
+    program.drop_unread()
+    for rewrite in rewrites:
+        rewrite(program)
+    if rewrites is EVALUATION:
+        program.part_constant()
+    program.drop_unread()
+    recompute(program)
+    normalise_where_read(program)  # what is made again for a single reader
+    return Plan(program, Memory(program))
+
+
+class _Planned:
+    """A plan that was made of a model as it was."""
+
+    def __init__(self, plan, model):
+        self.plan, self.run, self.weights = plan, Runner(plan.program, plan.memory), None
+        self._made_of = _made_of(model, plan.program.opaque)
+
+    def fits(self, model):
+        """Whether the model is still made of the same."""
+        made_of = _made_of(model, self.plan.program.opaque)
+        return len(made_of) == len(self._made_of) and all(map(is_, made_of, self._made_of))
+
+
+class TrainingStep(_Compiled):
+    """step(x, target) -> (the loss, a float, and the logits; dL/dx with `input_gradient`); sets every parameter's gradient.
+
+    x: (N, H, W, C), target: as the loss takes it. On a GPU the loss is an array of the device, read when it is needed.
+    """
+
+    def __init__(self, model, loss, input_gradient=False):
+        super().__init__(model, loss, TRAINING)
+        self._input_gradient = input_gradient
+
+    def __call__(self, x, target):
+        found = self._run((x, target))
+        if found is None:
+            y = self.model.forward(x)
+            value = self.loss.forward(y, target)
+            zero_gradients(self.model.parameters())
+            dx = self.model.backward(self.loss.backward())
+            return (value, y, dx) if self._input_gradient else (value, y)
+        value, *others = found.run((x, target))
+        return float(value) if isinstance(value, np.ndarray) else value.copy(), *(array.copy() for array in others)
+
+    def plan(self, shape, target_shape=None, dtype=np.float32, target_dtype=np.int64):
+        """The Plan for x of a shape (N, H, W, C), and targets (N,) of whole numbers unless said otherwise."""
+        return self._planned([(tuple(shape), dtype), (target_shape or (shape[0],), target_dtype)])
+
+
+class Prediction(_Compiled):
+    """predict(x) -> y, in evaluation mode, of weights folded once: again when they have changed.
+
+    Whether they have is looked up at every call; inside `inference_mode`, which allows no change, once.
+    """
+
+    def __init__(self, model):
+        super().__init__(model, None, EVALUATION)
+
+    def __call__(self, x):
+        with _evaluating(self.model):
+            found = self._run((x,))
+            if found is None:
+                with inference_mode():
+                    return self.model.forward(x)
+            self._refold(found)
+            (y,) = found.run((x,))
+            return y.copy()
+
+    def plan(self, shape, dtype=np.float32):
+        """The Plan for x of a shape (N, H, W, C)."""
+        with _evaluating(self.model):
+            return self._planned([(tuple(shape), dtype)])
+
+    def _refold(self, found):
+        if in_inference_mode() and inference_cache().get(found):
+            return
+        weights = _digest(self.model)
+        if found.weights is not None and weights != found.weights:
+            found.run.renew()
+        found.weights = weights
+        if in_inference_mode():
+            inference_cache()[found] = True
+
+
+@contextmanager
+def _evaluating(model):
+    """Inside, every layer is in evaluation mode."""
+    training = [layer for _, layer in model.named_layers() if layer.training]
+    for layer in training:
+        layer.training = False
+    try:
+        yield
+    finally:
+        for layer in training:
+            layer.training = True
+
+
+def _digest(model):
+    """What tells whether any weight or statistic of a model has changed."""
+    return [ops_for(array).digest(array) for _, array in model._tensors()]
+
+
+def _made_of(model, opaque):
+    """What a plan relies on: all that is set on a model's layers, and the arrays of their parameters.
+
+    Not what forward keeps, nor the attributes of opaque layers, which are called as they are.
+    """
+    values = []
+    for _, layer in model.named_layers():
+        values += layer.training, *layer.listeners
+        for name, value in vars(layer).items():
+            if type(value) is Parameter:
+                values += value, value.data, value.grad
+            elif name not in ("_kept", "training", "listeners") and layer not in opaque:
+                values.append(value)
+    return values

@@ -1,0 +1,165 @@
+"""From a model to a program: forward, loss and backward run once on arrays without numbers.
+
+What a layer computes that is no operator (it asks for numbers, changes itself, or somebody listens) is *opaque*: the program
+calls the layer where it stands, forward and backward, and everything around it is planned.
+"""
+from contextlib import contextmanager
+from copy import deepcopy
+
+import numpy as np
+
+from minires.backends import to_device, tracer_of_caller
+from minires.backends.trace import Array, Tracer, Untraceable, where
+from minires.errors import UserError
+from minires.layer import calls_go_to, inference_mode
+from minires.plan.program import Program
+
+
+def trace(model, loss, inputs, device, input_gradient=False):
+    """The Program of a training step (its outputs loss, logits and, if asked for, dL/dx), or without a loss of a forward pass
+    that keeps nothing.
+
+    inputs: shapes and dtypes of x and target, or of x, as (shape, dtype). Nothing of the model is changed.
+    UserError for what the layers refuse; what a layer raises on real arrays too comes through.
+    """
+    known = {}
+    while True:
+        tracer = Tracer(device)
+        arrays, watch = [tracer.array(*each) for each in inputs], _Watch(tracer, model, known)
+        try:
+            with tracer.tracing(), _as_found(model), calls_go_to(watch):
+                outputs = _step(tracer, watch, model, loss, *arrays)
+        except _BackwardOpaque as found:
+            known[found.layer] = str(found)
+            continue
+        program = Program(tracer.steps, arrays, outputs if loss is None or input_gradient else outputs[:2])
+        program.opaque = {below for layer in watch.opaque for _, below in layer.named_layers()}
+        return program
+
+
+def _step(tracer, watch, model, loss, x, target=None):
+    if loss is None:
+        with inference_mode():
+            return [model.forward(x)]
+    y = model.forward(x)
+    value = watch.loss(loss, "forward", (y, target), (), y.dtype)
+    gradients = tuple(parameter.grad for parameter in model.parameters())
+    if gradients:
+        tracer.zero(gradients)
+    dy, tracer.backward = watch.loss(loss, "backward", (), y.shape, y.dtype), True
+    return [value, y, model.backward(dy)]
+
+
+class _Watch:
+    """Stands between the layers of a model while they are traced: names steps, and makes opaque ones.
+
+    known: {layer: why it is opaque} of those whose backward was found to be; opaque: {layer: the input of its forward}.
+    """
+
+    def __init__(self, tracer, model, known):
+        self._tracer, self._known, self.opaque = tracer, known, {}
+        self._names = {id(layer): name for name, layer in model.named_layers()}
+
+    def __call__(self, method, layer, array):
+        tracer, outer = self._tracer, self._tracer.layer
+        tracer.layer = self._names.get(id(layer), outer)
+        try:
+            if method.__name__ == "backward" and layer in self.opaque:
+                x = self.opaque[layer]
+                return self._called(type(layer).backward, (layer, array), x.shape, x.dtype, "its forward is opaque")
+            return self._traced(method, layer, array)
+        finally:
+            tracer.layer = outer
+
+    def loss(self, loss, name, arguments, shape, dtype):
+        """The loss's forward or backward, traced or, if it computes by itself, called."""
+        count = len(self._tracer.steps)
+        try:
+            return getattr(loss, name)(*arguments)
+        except UserError:
+            raise
+        except Exception as error:  # as in _traced
+            del self._tracer.steps[count:]
+            return self._called(getattr(type(loss), name), (loss, *arguments), shape, dtype, _why(error))
+
+    def _traced(self, method, layer, array):
+        count, before = len(self._tracer.steps), _attributes(layer)
+        reason = "somebody listens to it" if layer.listeners else self._known.get(layer)
+        if reason is None:
+            try:
+                result = method(layer, array)
+                if isinstance(result, Array) or result is None:
+                    reason = _changed(before, layer)
+                else:
+                    reason = f"it returns {type(result).__name__}, no array"
+            except (UserError, _BackwardOpaque):
+                raise
+            except Exception as error:  # whatever a layer does with an array that has no numbers
+                reason = _why(error)
+        if reason is None:
+            return result
+        if method.__name__ == "backward":
+            raise _BackwardOpaque(layer, reason)
+        del self._tracer.steps[count:]
+        vars(layer).update(before)
+        y = self._probe(layer, array)
+        self.opaque[layer] = array
+        return self._called(type(layer).forward, (layer, array), y.shape, y.dtype, reason)
+
+    def _called(self, function, arguments, shape, dtype, reason):
+        return self._tracer.step("opaque", (function, *arguments), [Array(self._tracer, shape, dtype)], reason)
+
+    def _probe(self, layer, array):
+        """What the layer makes of zeros, computed, and leaving no trace: its shape is known no other way."""
+        token = tracer_of_caller.set(None)
+        try:
+            with _as_found(layer), calls_go_to(_only), inference_mode(), np.errstate(all="ignore"):
+                return layer.forward(to_device(np.zeros(array.shape, array.dtype), array.device))
+        finally:
+            tracer_of_caller.reset(token)
+
+
+class _BackwardOpaque(Exception):
+    """A layer whose forward can be traced, and whose backward cannot."""
+
+    def __init__(self, layer, reason):
+        super().__init__(reason)
+        self.layer = layer
+
+
+def _why(error):
+    return f"{error} ({where(error)})" if isinstance(error, Untraceable) else f"{error!r} ({where(error)})"
+
+
+def _only(method, layer, array):
+    return method(layer, array)
+
+
+@contextmanager
+def _as_found(model):
+    """Afterwards every layer has the attributes, statistics and random streams that it had before."""
+    found = [(layer, dict(vars(layer)), {name: getattr(layer, name).copy() for name in layer.buffers})
+             for _, layer in model.named_layers()]
+    streams = [(value, deepcopy(value.bit_generator.state)) for layer, attributes, _ in found
+               for value in attributes.values() if isinstance(value, np.random.Generator)]
+    try:
+        yield
+    finally:
+        for layer, attributes, buffers in found:
+            vars(layer).clear()
+            vars(layer).update(attributes)
+            for name, values in buffers.items():
+                getattr(layer, name)[...] = values
+        for stream, state in streams:
+            stream.bit_generator.state = state
+
+
+def _attributes(layer):
+    return {name: value for name, value in vars(layer).items() if name != "_kept"}
+
+
+def _changed(before, layer):
+    """Why a layer that changes what it has is opaque, or None."""
+    now = _attributes(layer)
+    changed = sorted(name for name in before.keys() | now.keys() if now.get(name, _only) is not before.get(name, _only))
+    return f"it changes its own {', '.join(changed)}" if changed else None
