@@ -77,14 +77,14 @@ def zero_gradients(parameters):
         ops_for(gradients[0]).zero(gradients)
 
 
-def _heard(method):
+def heard(method):
     """A layer's `forward` or `backward`, with word of each call for the layer's listeners and for `calls_go_to`."""
     name = method.__name__
 
     @functools.wraps(method)
     def call(layer, array):
         watch = _watch.get()
-        if watch is None and not layer.listeners or getattr(type(layer), name) is not call:  # the latter: super().forward
+        if (watch is None and not layer.listeners) or getattr(type(layer), name) is not call:  # the latter: super().forward
             return method(layer, array)
         result = method(layer, array) if watch is None else watch(method, layer, array)
         for listener in layer.listeners:
@@ -97,12 +97,38 @@ def _heard(method):
 
 @contextmanager
 def calls_go_to(watch):
-    """Inside, each layer's forward and backward is watch(method, layer, array), which calls method(layer, array) itself."""
-    token = _watch.set(watch)
+    """Inside, each layer's forward and backward is watch(method, layer, array), which calls method(layer, array) itself.
+
+    One inside another comes first, and the method that it is given is the other's watch.
+    """
+    outer = _watch.get()
+
+    def chained(method, layer, array):
+        return watch(functools.wraps(method)(lambda layer, array: outer(method, layer, array)), layer, array)
+
+    token = _watch.set(watch if outer is None else chained)
     try:
         yield
     finally:
         _watch.reset(token)
+
+
+@contextmanager
+def listening(layers, listener):
+    """Inside, each of the layers has one listener more (see `Layer`); afterwards, however the block ends, it is gone again.
+
+    Those of others stay, whether they came before or inside, and a layer that had none is as if it never had one.
+    """
+    layers, own = list(dict.fromkeys(layers)), functools.partial(listener)  # a listener that stands there twice goes once
+    try:
+        for layer in layers:
+            layer.listeners = (*layer.listeners, own)
+        yield
+    finally:
+        for layer in layers:
+            layer.listeners = tuple(other for other in layer.listeners if other is not own)
+            if not layer.listeners:
+                del layer.listeners
 
 
 class Layer:
@@ -112,7 +138,8 @@ class Layer:
     names in the class attribute `buffers` are arrays that are saved but not learned (running statistics).
 
     listeners: functions called after each forward and backward of this layer, listener(layer, "forward", x, y) and
-    listener(layer, "backward", dy, dx); what one returns, if it is not None, takes the place of the result.
+    listener(layer, "backward", dy, dx); what one returns, if it is not None, takes the place of the result. `listening` adds
+    one for a while.
     """
 
     buffers = ()
@@ -125,7 +152,7 @@ class Layer:
         super().__init_subclass__(**options)
         for method in ("forward", "backward"):
             if method in vars(cls):
-                setattr(cls, method, _heard(vars(cls)[method]))
+                setattr(cls, method, heard(vars(cls)[method]))
 
     def forward(self, x):
         """y from x; outside `inference_mode` it keeps what `backward` will need."""
