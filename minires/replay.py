@@ -8,8 +8,8 @@ Layers are Python: for each batch they ask for shapes, look for memory and launc
 function does so for the first batches only. For each shape of its arguments the first call runs the function as it is, the
 second notes every launch, the third runs the function and, beside it, what was noted (given the same batch again, on its
 negative too); from the fourth on only what was noted is run, if the third found the same bits. If it did not, or nothing
-could be noted, the function is run as it is for good, and `refused` says why. While somebody listens (a layer's `forward` or
-`backward` was replaced) nothing is recorded.
+could be noted, the function is run as it is for good, and `refused` says why. While somebody listens to a layer
+(or its `forward` or `backward` was replaced) nothing is recorded.
 """
 import zlib
 from operator import is_
@@ -79,7 +79,8 @@ class _Plan:
         drawing = next((layer for layer in layers if layer.draws and layer.training), None)
         if drawing is not None:
             self.refused = f"{type(drawing).__name__} draws new random numbers each time"
-        if not any({"forward", "backward"} & vars(layer).keys() for layer in layers):  # else somebody listens to every step
+        # Else somebody listens to every step.
+        if not any(layer.listeners or {"forward", "backward"} & vars(layer).keys() for layer in layers):
             self._next = _Plan._second
         return _own(self._plain(inputs))
 

@@ -81,8 +81,8 @@ def formed(x):
 
 
 def unheard(layers):
-    """Whether nobody replaced a layer's `forward` to listen, who would want images."""
-    return not any("forward" in vars(layer) for layer in layers)
+    """Whether nobody listens to the layers, or replaced a `forward` to do so, who would want images."""
+    return not any(layer.listeners or "forward" in vars(layer) for layer in layers)
 
 
 def forward(block, x, shortcut=None, hand_on=False):
@@ -142,11 +142,11 @@ def join(chain):
     """Let blocks, each the input of the next, hand on g in place of dx in the backward pass that is to come.
 
     With y = relu(normalised z + S) of the block in front, a block's first convolution then masks dx and takes the sums while
-    dx is in the cache: two passes over memory fewer for each block. Blocks whose `backward` was replaced (somebody listens)
-    hand on dx.
+    dx is in the cache: two passes over memory fewer for each block. Blocks that somebody listens to (or whose `backward` was
+    replaced) hand on dx.
     """
     for (block, kept), (after, kept_after) in _neighbours(chain):
-        if not {"backward"} & (vars(block).keys() | vars(after).keys()):
+        if not (block.listeners or after.listeners or {"backward"} & (vars(block).keys() | vars(after).keys())):
             kept_after.front = kept
 
 
