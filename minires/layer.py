@@ -15,7 +15,7 @@ from minires.backends import device_of, ops_for, to_device, to_numpy
 from minires.errors import UserError
 
 _inference = ContextVar("minires_inference", default=None)  # inside inference_mode a dict: see inference_cache
-_watch = ContextVar("minires_watch", default=None)
+_watch = ContextVar("minires_watch", default=(None, True))  # what `calls_go_to` was given
 
 
 @contextmanager
@@ -77,19 +77,17 @@ def zero_gradients(parameters):
         ops_for(gradients[0]).zero(gradients)
 
 
-def _heard(method):
+def heard(method):
     """A layer's `forward` or `backward`, with word of each call for the layer's listeners and for `calls_go_to`."""
     name = method.__name__
 
     @functools.wraps(method)
     def call(layer, array):
-        watch = _watch.get()
-        if watch is None and not layer.listeners or getattr(type(layer), name) is not call:  # the latter: super().forward
+        watch, tell = _watch.get()
+        if (watch is None and not layer.listeners) or getattr(type(layer), name) is not call:  # the latter: super().forward
             return method(layer, array)
-        if watch is not None:
-            return watch(method, layer, array)
-        result = method(layer, array)
-        for listener in layer.listeners:
+        result = method(layer, array) if watch is None else watch(method, layer, array)
+        for listener in layer.listeners if tell else ():
             replaced = listener(layer, name, array, result)
             result = result if replaced is None else replaced
         return result
@@ -97,17 +95,46 @@ def _heard(method):
     return call
 
 
-@contextmanager
-def calls_go_to(watch):
-    """Inside, each layer's forward and backward is watch(method, layer, array), and listeners are not told.
+def is_watched():
+    """Whether the caller is inside `calls_go_to`."""
+    return _watch.get()[0] is not None
 
-    watch: calls method(layer, array) itself. With None layers compute, and tell their listeners, as they do without.
+
+@contextmanager
+def calls_go_to(watch, tell=True):
+    """Inside, each layer's forward and backward is watch(method, layer, array), which calls method(layer, array) itself.
+
+    One inside another comes first, and the method that it is given is the other's watch. With None layers compute themselves
+    again. tell: whether listeners are told.
     """
-    token = _watch.set(watch)
+    outer, _ = _watch.get()
+
+    def chained(method, layer, array):
+        return watch(functools.wraps(method)(lambda layer, array: outer(method, layer, array)), layer, array)
+
+    token = _watch.set((watch if watch is None or outer is None else chained, tell))
     try:
         yield
     finally:
         _watch.reset(token)
+
+
+@contextmanager
+def listening(layers, listener):
+    """Inside, each of the layers has one listener more (see `Layer`); afterwards, however the block ends, it is gone again.
+
+    Those of others stay, whether they came before or inside, and a layer that had none is as if it never had one.
+    """
+    layers, own = list(dict.fromkeys(layers)), functools.partial(listener)  # a listener that stands there twice goes once
+    try:
+        for layer in layers:
+            layer.listeners = (*layer.listeners, own)
+        yield
+    finally:
+        for layer in layers:
+            layer.listeners = tuple(other for other in layer.listeners if other is not own)
+            if not layer.listeners:
+                del layer.listeners
 
 
 class Layer:
@@ -117,7 +144,8 @@ class Layer:
     names in the class attribute `buffers` are arrays that are saved but not learned (running statistics).
 
     listeners: functions called after each forward and backward of this layer, listener(layer, "forward", x, y) and
-    listener(layer, "backward", dy, dx); what one returns, if it is not None, takes the place of the result.
+    listener(layer, "backward", dy, dx); what one returns, if it is not None, takes the place of the result. `listening` adds
+    one for a while.
     """
 
     buffers = ()
@@ -129,7 +157,7 @@ class Layer:
         super().__init_subclass__(**options)
         for method in ("forward", "backward"):
             if method in vars(cls):
-                setattr(cls, method, _heard(vars(cls)[method]))
+                setattr(cls, method, heard(vars(cls)[method]))
 
     def forward(self, x):
         """y from x; outside `inference_mode` it keeps what `backward` will need."""

@@ -1,7 +1,7 @@
 """<Jv, u> = <v, backward(u)> to rounding, for every layer on every host back end; what is wrong by a billionth shows."""
 import numpy as np
 import pytest
-from test_wrong_backward import MISTAKES
+from test_wrong_backward import MISTAKES, wrong_backward
 
 from minires.backends import HOST_BACKENDS, use_backend
 from minires.errors import UserError
@@ -57,9 +57,8 @@ def test_a_wrong_backward_is_named(subject, mistake, wrong, tensors, rng):
     """All mistakes but a gradient that overwrites, which takes two backward passes to see."""
     make, shape = SUBJECTS[subject]
     layer = randomise_parameters(make(rng).astype(np.float64), rng)
-    right = layer.backward
-    layer.backward = lambda dy: wrong(layer, right, dy)
-    errors = adjoint_errors(layer, distinct_nonzero(shape, rng), rng)
+    with wrong_backward(layer, wrong):
+        errors = adjoint_errors(layer, distinct_nonzero(shape, rng), rng)
     assert {name for name, error in errors.items() if error > 1e-12} == tensors
     assert all(errors[name] > 1e-9 for name in tensors)
 
@@ -78,9 +77,8 @@ def test_a_billionth_is_seen_where_differences_are_blind(monkeypatch):
 @pytest.mark.parametrize("change", [lambda dx: dx.reshape(-1), lambda dx: dx * np.nan, lambda dx: None])
 def test_a_gradient_that_is_none_is_infinitely_wrong(change, rng):
     layer = randomise_parameters(Linear(3, 2).astype(np.float64), rng)
-    right = layer.backward
-    layer.backward = lambda dy: change(right(dy))
-    errors = adjoint_errors(layer, distinct_nonzero((4, 3), rng), rng)
+    with wrong_backward(layer, lambda layer, right, dy: change(right(dy))):
+        errors = adjoint_errors(layer, distinct_nonzero((4, 3), rng), rng)
     assert errors["dx"] == np.inf and errors["weight"] < 1e-14
 
 

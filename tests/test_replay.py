@@ -7,6 +7,7 @@ import pytest
 from minires import CrossEntropyLoss, Sequential, build_model, capture, fuse, inference_mode, use_backend
 from minires.backends.cpu import arena, threads
 from minires.errors import UserError
+from minires.layer import listening
 from minires.layers import Conv2d, Dropout, Flatten, GlobalAvgPool2d, Linear, ReLU
 from minires.optim import SGD
 from minires.replay import MOST_SHAPES
@@ -174,12 +175,16 @@ def test_a_listener_hears_every_image(rng):
     plain, captured = both(small)
     for x, target in batches(rng, 5):
         assert_same(plain.step(x, target), captured.step(x, target))
-    heard, relu = [], captured.model[1]
-    relu.forward = lambda x, forward=relu.forward: heard.append((x, x.copy())) or forward(x)
-    for x, target in batches(rng, 6):
-        assert_same(plain.step(x, target), captured.step(x, target))
+    heard = []
+
+    def listen(layer, method, x, y):
+        if method == "forward":
+            heard.append((x, x.copy()))
+
+    with listening([captured.model[1]], listen):
+        for x, target in batches(rng, 6):
+            assert_same(plain.step(x, target), captured.step(x, target))
     assert len(heard) == 6 and all(np.array_equal(now, then) for now, then in heard)
-    del relu.forward
     for x, target in batches(rng, 6):
         assert_same(plain.step(x, target), captured.step(x, target))
     assert captured.calls == 3 + 6 + 3 and captured.function.refused is None

@@ -45,7 +45,7 @@ def test_the_model_is_as_before():
     summarise(model, 32)
     for name, array in model.state_dict().items():
         np.testing.assert_array_equal(array, before[name])
-    assert all(layer.training and "forward" not in vars(layer) for _, layer in model.named_layers())
+    assert all(layer.training and "listeners" not in vars(layer) for _, layer in model.named_layers())
     with pytest.raises(RuntimeError, match="call forward"):
         model.backward(np.zeros((1, 10), np.float32))
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from minires.backends import use_backend
 from minires.errors import UserError
+from minires.layer import listening
 from minires.layers import Conv2d, Linear
 
 
@@ -50,18 +51,14 @@ def count_parameters(model):
 def _recorded_outputs(model):
     """Inside, every forward of a layer without children appends (name, layer, y.shape) to the list."""
     outputs = []
-    leaves = [(name, layer) for name, layer in model.named_layers() if not list(layer.named_children())]
-    for name, layer in leaves:
-        def forward(x, name=name, layer=layer):
-            y = type(layer).forward(layer, x)
-            outputs.append((name, layer, y.shape))
-            return y
-        layer.forward = forward
-    try:
+    leaves = {layer: name for name, layer in model.named_layers() if not list(layer.named_children())}
+
+    def record(layer, method, x, y):
+        if method == "forward":
+            outputs.append((leaves[layer], layer, y.shape))
+
+    with listening(leaves, record):
         yield outputs
-    finally:
-        for _, layer in leaves:
-            del layer.forward
 
 
 def _summary(name, layer, shape):

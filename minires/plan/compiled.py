@@ -14,7 +14,7 @@ from operator import is_
 import numpy as np
 
 from minires.backends import device_of, ops_for
-from minires.layer import Parameter, in_inference_mode, inference_cache, inference_mode, zero_gradients
+from minires.layer import Parameter, in_inference_mode, inference_cache, inference_mode, is_watched, zero_gradients
 from minires.plan.memory import Memory, recompute
 from minires.plan.report import Plan
 from minires.plan.rewrites import EVALUATION, TRAINING, normalise_where_read
@@ -41,7 +41,10 @@ class _Compiled:
         self.model, self.loss, self._rewrites, self._plans = model, loss, rewrites, OrderedDict()
 
     def _run(self, inputs):
-        """What is planned for some inputs, or None where their shape is one too many."""
+        """What is planned for some inputs, or None where layers run as they are: for one shape too many, and where calls of
+        layers go to somebody else (`calls_go_to`)."""
+        if is_watched():
+            return None
         key = (ops_for(inputs[0]).__name__, *((x.shape, np.dtype(x.dtype)) for x in inputs))
         found = self._plans.get(key)
         if found is None and len(self._plans) == MOST_SHAPES:

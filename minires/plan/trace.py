@@ -27,7 +27,7 @@ def trace(model, loss, inputs, device, input_gradient=False):
         tracer = Tracer(device)
         arrays, watch = [tracer.array(*each) for each in inputs], _Watch(tracer, model, known)
         try:
-            with tracer.tracing(), _as_found(model), calls_go_to(watch):
+            with tracer.tracing(), _as_found(model), calls_go_to(watch, tell=False):
                 outputs = _step(tracer, watch, model, loss, *arrays)
         except _BackwardOpaque as found:
             known[found.layer] = str(found)
@@ -113,7 +113,7 @@ class _Watch:
         """What the layer makes of zeros, computed, and leaving no trace: its shape is known no other way."""
         token = tracer_of_caller.set(None)
         try:
-            with _as_found(layer), calls_go_to(_only), inference_mode(), np.errstate(all="ignore"):
+            with _as_found(layer), calls_go_to(None, tell=False), inference_mode(), np.errstate(all="ignore"):
                 return layer.forward(to_device(np.zeros(array.shape, array.dtype), array.device))
         finally:
             tracer_of_caller.reset(token)
@@ -129,10 +129,6 @@ class _BackwardOpaque(Exception):
 
 def _why(error):
     return f"{error} ({where(error)})" if isinstance(error, Untraceable) else f"{error!r} ({where(error)})"
-
-
-def _only(method, layer, array):
-    return method(layer, array)
 
 
 @contextmanager
@@ -161,5 +157,5 @@ def _attributes(layer):
 def _changed(before, layer):
     """Why a layer that changes what it has is opaque, or None."""
     now = _attributes(layer)
-    changed = sorted(name for name in before.keys() | now.keys() if now.get(name, _only) is not before.get(name, _only))
+    changed = sorted(name for name in before.keys() | now.keys() if now.get(name, _why) is not before.get(name, _why))
     return f"it changes its own {', '.join(changed)}" if changed else None

@@ -5,6 +5,7 @@
 """
 from contextlib import contextmanager
 
+from minires.layer import listening
 from minires.layers.fused import fuse
 
 
@@ -44,33 +45,13 @@ def opened(model):
 def tapped(model, on_forward=None, on_backward=None):
     """Inside, on_forward(name, layer, y) is called after each layer's forward, on_backward(name, layer, dy, dx) after its
     backward, for the model (named "") and all below it. Layers that a fused block passes over are not called."""
-    taps = [(layer, dict(vars(layer))) for _, layer in model.named_layers()]
-    for name, layer in model.named_layers():
-        _tap(name, layer, on_forward, on_backward)
-    try:
+    names = {layer: name for name, layer in model.named_layers()}
+
+    def tell(layer, method, array, result):
+        if method == "forward" and on_forward is not None:
+            on_forward(names[layer], layer, result)
+        if method == "backward" and on_backward is not None:
+            on_backward(names[layer], layer, array, result)
+
+    with listening(names, tell):
         yield
-    finally:
-        for layer, before in taps:
-            for method in ("forward", "backward"):
-                vars(layer).pop(method, None)
-                if method in before:  # another's tap
-                    setattr(layer, method, before[method])
-
-
-def _tap(name, layer, on_forward, on_backward):
-    forward, backward = layer.forward, layer.backward
-
-    def tapped_forward(x):
-        y = forward(x)
-        on_forward(name, layer, y)
-        return y
-
-    def tapped_backward(dy):
-        dx = backward(dy)
-        on_backward(name, layer, dy, dx)
-        return dx
-
-    if on_forward is not None:
-        layer.forward = tapped_forward
-    if on_backward is not None:
-        layer.backward = tapped_backward

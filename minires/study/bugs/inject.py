@@ -3,10 +3,12 @@ import importlib
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import wraps
 
 import minires.layers
 import minires.losses
 from minires.backends import HOST_BACKENDS
+from minires.layer import Layer, heard
 from minires.study.subjects import LAYERS, LOSSES
 
 
@@ -51,7 +53,8 @@ def inject(bug, backends=HOST_BACKENDS):
     wrongs = [_bind(bug.wrong, getattr(owner, bug.place)) for owner in owners]
     try:
         for owner, wrong in zip(owners, wrongs, strict=True):
-            setattr(owner, bug.place, wrong)
+            is_layer = isinstance(owner, type) and issubclass(owner, Layer)
+            setattr(owner, bug.place, heard(wrong) if is_layer else wrong)  # listeners are told what it returns
         yield
     finally:
         for owner, function in zip(owners, own, strict=True):
@@ -62,6 +65,7 @@ def inject(bug, backends=HOST_BACKENDS):
 
 
 def _bind(wrong, right):
+    @wraps(right)
     def planted(*arguments):
         return wrong(right, *arguments)
 

@@ -29,7 +29,7 @@ from math import comb
 import numpy as np
 
 from minires.backends import ops_for
-from minires.layer import Sequential
+from minires.layer import Sequential, listening
 from minires.layers import Conv2d, Linear
 from minires.layers.fused import fuse
 from minires.layers.residual import Branch
@@ -102,17 +102,14 @@ def watched(layers, method, see):
 
     layers: {name: layer}; only what calls the layers one by one is seen.
     """
-    for name, layer in layers.items():
-        def call(array, name=name, layer=layer):
-            result = getattr(type(layer), method)(layer, array)
-            see(name, result)
-            return result
-        setattr(layer, method, call)
-    try:
+    names = {layer: name for name, layer in layers.items()}
+
+    def tell(layer, called, _, result):
+        if called == method:
+            see(names[layer], result)
+
+    with listening(names, tell):
         yield
-    finally:
-        for layer in layers.values():
-            delattr(layer, method)
 
 
 def backward_norms(network, x, target, keep=None):
