@@ -42,7 +42,33 @@ def inference_cache():
     return _inference.get()
 
 
-class Parameter:
+_changes = [0]
+
+
+def changes():
+    """How often anything was set on any layer or parameter, but for what forward keeps: equal numbers, nothing has changed."""
+    return _changes[0]
+
+
+def changed():
+    """Count a change that was made past the attributes, as through vars(layer)."""
+    _changes[0] += 1
+
+
+class _Noticed:
+    """Counts what is set on it: see `changes`."""
+
+    def __setattr__(self, name, value):
+        object.__setattr__(self, name, value)
+        if name != "_kept":
+            _changes[0] += 1
+
+    def __delattr__(self, name):
+        object.__delattr__(self, name)
+        _changes[0] += 1
+
+
+class Parameter(_Noticed):
     """An array that is learned, and the gradient of the loss with respect to it, of the same shape and dtype.
 
     `backward` adds to `grad`; `zero_grad` empties it. `decays` says whether weight decay is meant for it when an
@@ -137,7 +163,7 @@ def listening(layers, listener):
                 del layer.listeners
 
 
-class Layer:
+class Layer(_Noticed):
     """A function with a hand-written derivative. Subclasses write `forward` and `backward`, one under the other.
 
     Attributes that are Parameters or Layers are found automatically, in the order of construction;

@@ -364,9 +364,9 @@ def normalise_add_relu(z, prologue, residual):
     return composed.normalise_add_relu(_this, z, prologue, residual)
 
 
-def add_relu_gradient(dy, y, z, mean):
+def add_relu_gradient(dy, y, z, mean, prologue=None, residual=None):
     """See composed.add_relu_gradient."""
-    return composed.add_relu_gradient(_this, dy, y, z, mean)
+    return composed.add_relu_gradient(_this, dy, y, z, mean, prologue, residual)
 
 
 def conv2d_unit_gradient(g, z, normalisation, x, prologue, weight, stride, padding, residual_gradient, need_dx,

@@ -54,7 +54,8 @@ class Array(NDArrayOperatorsMixin):
             shape = tuple(self.size // known if size == -1 else size for size in shape)
         if math.prod(shape) != self.size:
             raise ValueError(f"cannot reshape an array of shape {self.shape} into {tuple(shape)}")
-        return self._tracer.step("reshape", (self, tuple(shape)), [Array(self._tracer, shape, self.dtype, self.base or self)])
+        seen = Array(self._tracer, shape, self.dtype, self if self.base is None else self.base)
+        return self._tracer.step("reshape", (self, tuple(shape)), [seen])
 
     def __array_ufunc__(self, ufunc, method, *inputs, **options):
         if method != "__call__" or options or ufunc.nout != 1:

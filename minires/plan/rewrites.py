@@ -212,8 +212,8 @@ def mask_into_gradient(program):
 def normalise_where_read(program):
     """y = normalise_add_relu(z, ..., None)  ->  whoever reads y reads z and forms it again, if all of its readers can.
 
-    Those are conv2d_moments and conv2d_unit_gradient, whose `front` a prologue takes the place of. y with a residual is formed
-    so by a conv2d_unit_gradient that is its only reader.
+    Those are conv2d_moments, add_relu_gradient, and conv2d_unit_gradient, whose `front` a prologue takes the place of. y with
+    a residual is formed so by a gradient that is its only reader.
     """
     readers, changes = program.readers(), {}
     for step in program.steps:
@@ -245,6 +245,10 @@ def _reading(reader, y, z, prologue, residual):
     """`reader` with z and its prologue in the place of y, or None where it cannot read them."""
     if _is(reader, "conv2d_moments") and residual is None and reader.arguments[0] is y and reader.arguments[1] is None:
         return like(reader, "conv2d_moments", (z, prologue, *reader.arguments[2:]), reader.results)
+    if _is(reader, "add_relu_gradient") and len(reader.arguments) == 4 and reader.arguments[1] is y and (
+            reader.arguments[0] is not y and reader.arguments[2] is z and reader.arguments[3] is prologue[0]):
+        dy, _, *statistics = reader.arguments
+        return like(reader, "add_relu_gradient", (dy, None, *statistics, prologue, residual), reader.results)
     if not _is(reader, "conv2d_unit_gradient") or sum(array is y for array in reader.reads()) != 1 or reader.arguments[3] is not y:
         return None
     front = reader.arguments[10]

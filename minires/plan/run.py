@@ -18,9 +18,7 @@ class Runner:
 
     def __call__(self, inputs):
         """The program's outputs for some inputs, as arrays that the next run overwrites."""
-        if self._launches is not None and not self._launches.usable:
-            self._launches = None
-        if self._launches is None:
+        if self._launches is None or not self._launches.usable:
             self._first(inputs)
         else:
             for array, value in zip(self._program.inputs, inputs, strict=True):
@@ -48,7 +46,7 @@ class Runner:
         launches = self._ops.Launches(self._memory.peak_bytes)
         last = {root(array): index for index, step in enumerate(self._steps) for array in [*step.reads(), *step.results]
                 if array is not None}
-        kept = {root(array) for array in (*self._program.outputs, *self._program.inputs)}
+        kept = {*self._values, *map(root, self._program.outputs)}
         with launches.noting():
             for index, step in enumerate(self._steps):
                 launches.expect([(array.nbytes, offsets[array]) for array in step.results if array in offsets])

@@ -152,7 +152,7 @@ def normalise_add_relu(z, prologue, residual):
 @cache
 def _add_relu_gradient_kernel(lanes):
     @jit.kernel
-    def add_relu_gradient(tasks, counter, thread, dy, y, z, mean, g, sums, total):
+    def add_relu_gradient(tasks, counter, thread, dy, y, z, mean, scale, bias, residual, g, sums, total):
         enter(counter, thread)
         M, C = z.shape
         part = claim(counter)
@@ -160,12 +160,20 @@ def _add_relu_gradient_kernel(lanes):
             start, end = part * M // norm.PARTS, (part + 1) * M // norm.PARTS
             for c in range(0, C, lanes):
                 m = load(lanes, mean, c)
+                s, b = (load(lanes, scale, c), load(lanes, bias, c)) if scale.size else (m, m)
                 added, product = m - m, m - m
                 for i in range(start * C + c, end * C + c, C):
-                    v = where_positive(load(lanes, y, i), load(lanes, dy, i))
+                    centred = load(lanes, z, i) - m
+                    if scale.size:
+                        a = centred * s + b
+                        if residual.size:
+                            a = a + load(lanes, residual, i)
+                    else:
+                        a = load(lanes, y, i)
+                    v = where_positive(a, load(lanes, dy, i))
                     stream(g, i, v)
                     added = added + v
-                    product = product + v * (load(lanes, z, i) - m)
+                    product = product + v * centred
                 store(sums, 2 * part * C + c, added)
                 store(sums, (2 * part + 1) * C + c, product)
             part = claim_next(counter)
@@ -178,14 +186,16 @@ def _add_relu_gradient_kernel(lanes):
     return add_relu_gradient
 
 
-def add_relu_gradient(dy, y, z, mean):
+def add_relu_gradient(dy, y, z, mean, prologue=None, residual=None):
     """g = dy where y > 0, sum(g), sum(g * (z - mean)): see composed."""
-    C = z.shape[3]
+    C, nothing = z.shape[3], np.empty(0, z.dtype)
     if not divides(z, C):
-        return here(composed.add_relu_gradient, _PlainKernels, dy, y, z, mean)
+        return here(composed.add_relu_gradient, _PlainKernels, dy, y, z, mean, prologue, residual)
+    _, scale, bias = (mean, nothing, nothing) if y is not None else contiguous(prologue)
     g, sums, total = empty(dy.shape, dy.dtype), np.empty((norm.PARTS, 2, C), dy.dtype), np.empty((2, C), dy.dtype)
-    launch(_add_relu_gradient_kernel(lanes_of(z.dtype)), norm.PARTS + C, z.size, norm.rows(dy), norm.rows(y), norm.rows(z),
-           np.ascontiguousarray(mean), norm.rows(g), sums, total)
+    y, residual = (nothing.reshape(0, 0) if array is None else norm.rows(array) for array in (y, residual))
+    launch(_add_relu_gradient_kernel(lanes_of(z.dtype)), norm.PARTS + C, z.size, norm.rows(dy), y, norm.rows(z),
+           np.ascontiguousarray(mean), scale, bias, residual, norm.rows(g), sums, total)
     return g, total[0], total[1]
 
 

@@ -88,8 +88,9 @@ def _gate_and_sums(dy, y, z, statistics, g):
     return g, *_summed(parts)
 
 
-def add_relu_gradient(dy, y, z, mean):
+def add_relu_gradient(dy, y, z, mean, prologue=None, residual=None):
     """See composed.add_relu_gradient."""
+    y = normalise_add_relu(z, prologue, residual) if y is None else y
     dy, y, z, mean = map(cupy.ascontiguousarray, (dy, y, z, mean))
     return _gate_and_sums(dy, y, z, (mean, None, None), cupy.empty(dy.shape, dy.dtype))
 
