@@ -42,10 +42,10 @@ from queue import SimpleQueue
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
-from minires.backends.cpu import jit
+from minires.backends.cpu import jit, llvm
+from minires.backends.cpu.llvm import ADDRESS, I32, I64
 
 SMALL = 1 << 16  # operations: below, handing work to another thread takes longer than doing it
 SPINS = 20000  # looks before a thread sleeps, about 0.4 ms
@@ -55,12 +55,11 @@ SPINS = 20000  # looks before a thread sleeps, about 0.4 ms
 CLAIMED, DONE, FINISHED, GATE = 0, 8, 16, 24
 THREADS, FAILED, ENTRY, SIZE, BUSY, ARGUMENTS, WORDS = 32, 33, 34, 35, 36, 40, 1024
 CLOSED, KERNEL = 1 << 15, 1 << 16
-I32, I64 = ir.IntType(32), ir.IntType(64)
 
 
 def _pointer(context, builder, state, index):
     """The address of a place; state: the array type and its value."""
-    return builder.gep(context.make_array(state[0])(context, builder, state[1]).data, [I64(index)])
+    return llvm.element(context, builder, *state, I64(index))
 
 
 def _changing(operation, index, order, number):
@@ -99,8 +98,7 @@ def _pause(typingctx):
     """Tell the processor that this is a waiting loop."""
     def codegen(context, builder, sig, args):
         if platform.machine().lower() in ("x86_64", "amd64"):
-            kind = ir.FunctionType(ir.VoidType(), [])
-            builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.sse2.pause"), [])
+            llvm.call(builder, "llvm.x86.sse2.pause", ir.VoidType())
         return context.get_dummy_value()
 
     return types.void(), codegen
@@ -136,7 +134,7 @@ def enter(typingctx, counter, thread):
 
 def _entry(kernel, kind):
     """A function of the kernel's module that calls it with the arguments at an address, but with its own `thread`."""
-    entry = ir.Function(kernel.module, ir.FunctionType(I32, [ir.IntType(8).as_pointer(), I64]), kernel.name + ".entry")
+    entry = ir.Function(kernel.module, ir.FunctionType(I32, [ADDRESS, I64]), kernel.name + ".entry")
     entry.linkage = "internal"
     builder = ir.IRBuilder(entry.append_basic_block())
     frame = builder.bitcast(entry.args[0], kind.as_pointer())
@@ -151,8 +149,8 @@ def _entry(kernel, kind):
 def _call(typingctx, entry, frame, thread):
     """Run a kernel as `thread`, by its entry and the address of its arguments; not 0 if it raised an exception."""
     def codegen(context, builder, sig, args):
-        kind = ir.FunctionType(I32, [ir.IntType(8).as_pointer(), I64]).as_pointer()
-        address = builder.inttoptr(args[1], ir.IntType(8).as_pointer())
+        kind = ir.FunctionType(I32, [ADDRESS, I64]).as_pointer()
+        address = builder.inttoptr(args[1], ADDRESS)
         return builder.sext(builder.call(builder.inttoptr(args[0], kind), [address, args[2]]), I64)
 
     return types.int64(types.int64, types.int64, types.int64), codegen
