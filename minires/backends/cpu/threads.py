@@ -44,7 +44,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from minires.backends.cpu import jit, llvm
+from minires.backends.cpu import jit, llvm, numba_private
+from minires.backends.cpu.environment import MOST_THREADS
 from minires.backends.cpu.llvm import ADDRESS, I32, I64
 
 SMALL = 1 << 16  # operations: below, handing work to another thread takes longer than doing it
@@ -119,7 +120,7 @@ def enter(typingctx, counter, thread):
             frame = builder.bitcast(_pointer(context, builder, state, ARGUMENTS), kind.as_pointer())
             for index, argument in enumerate(kernel.args):
                 builder.store(argument, builder.gep(frame, [I32(0), I32(index)]), align=1)
-            entry = builder.ptrtoint(_entry(kernel, kind), I64)
+            entry = builder.ptrtoint(numba_private.entry(kernel, kind), I64)
             builder.store(entry, _pointer(context, builder, state, ENTRY))
             builder.store(I64(size), _pointer(context, builder, state, SIZE))
             threads = builder.load(_pointer(context, builder, state, THREADS))
@@ -130,19 +131,6 @@ def enter(typingctx, counter, thread):
         return context.get_dummy_value()
 
     return types.void(counter, types.int64), codegen
-
-
-def _entry(kernel, kind):
-    """A function of the kernel's module that calls it with the arguments at an address, but with its own `thread`."""
-    entry = ir.Function(kernel.module, ir.FunctionType(I32, [ADDRESS, I64]), kernel.name + ".entry")
-    entry.linkage = "internal"
-    builder = ir.IRBuilder(entry.append_basic_block())
-    frame = builder.bitcast(entry.args[0], kind.as_pointer())
-    arguments = [builder.load(builder.gep(frame, [I32(0), I32(index)]), align=1) for index in range(len(kernel.args))]
-    arguments[:2] = [builder.alloca(argument.type.pointee) for argument in kernel.args[:2]]  # for result and exception
-    arguments[[argument.name for argument in kernel.args].index("arg.thread")] = entry.args[1]
-    builder.ret(builder.call(kernel, arguments))
-    return entry
 
 
 @intrinsic
@@ -244,14 +232,6 @@ def _repeat(state, entries, frames, most, threads):
     return done
 
 
-def _most_threads():
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores, int(os.environ.get("NUMBA_NUM_THREADS", cores))))
-
-
-MOST_THREADS = _most_threads()
-
-
 class _Pool:
     """The worker threads, started when first needed. The caller's thread takes part as thread 0."""
 
@@ -277,7 +257,7 @@ class _Pool:
                 raise
             if kernel not in self._known:
                 self._known.add(kernel)
-                _forget_bitcode(kernel)
+                numba_private.forget_bitcode(kernel)
             if state[FAILED]:
                 state[FAILED] = 0
                 raise RuntimeError(f"the kernel {kernel.__name__} raised an exception in another thread than the caller's")
@@ -304,13 +284,6 @@ class _Pool:
         for worker in self._workers[:count]:
             if worker.asleep:
                 worker.bell.put(None)
-
-
-def _forget_bitcode(kernel):
-    """Numba keeps bitcode of what it compiled for functions that call it: megabytes a kernel, and no function calls one."""
-    for compiled in kernel.overloads.values():
-        if getattr(compiled.library, "_shared_module", None) is not None:
-            compiled.library._shared_module = None
 
 
 class _Worker(threading.Thread):
