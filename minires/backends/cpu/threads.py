@@ -33,6 +33,7 @@ How the others enter: `enter` writes all arguments of the function that it stand
 calls it with them and another `thread`, into the counter's memory, and opens its gate; `leave` closes it and waits for those
 inside. Whoever keeps a copy of what `enter` wrote can run the kernel again without Python: see recording.py.
 """
+import ctypes
 import os
 import platform
 import threading
@@ -40,7 +41,7 @@ from contextvars import ContextVar
 from queue import SimpleQueue
 
 import numpy as np
-from llvmlite import ir
+from llvmlite import binding, ir
 from numba import types
 from numba.extending import intrinsic
 
@@ -92,6 +93,8 @@ _close = _changing("or", GATE, "acq_rel", CLOSED)
 _done, _finishers, _gate = _reading(DONE), _reading(FINISHED), _reading(GATE)
 _failed, _busy = _reading(FAILED), _reading(BUSY)
 _yield_core = types.ExternalFunction("sched_yield", types.int32())
+if os.name == "nt":  # Windows has it under another name, which the linker is told here; not tested there
+    binding.add_symbol("sched_yield", ctypes.cast(ctypes.windll.kernel32.SwitchToThread, ctypes.c_void_p).value)
 
 
 @intrinsic
