@@ -34,6 +34,7 @@ from minires.backends.cpu.images import (
     front_of,
     load_gradient,
     load_normalised,
+    padded_images,
     prologue_of,
     scratch,
     sums_room,
@@ -42,6 +43,7 @@ from minires.backends.cpu.images import (
 from minires.backends.cpu.moments import add_channel, add_rows, row_tasks
 from minires.backends.cpu.simd import load, prefetch, rectify, store, stream, where_positive
 from minires.backends.cpu.threads import await_tasks, claim, claim_next, enter, here, launch, leave
+from minires.backends.reference import output_size
 
 PLAIN = (1, 1)  # dilation
 
@@ -253,9 +255,10 @@ def _unit_plan(shape, dtype, weight_shape, stride, padding, need_dx):
     if O % lanes or (need_dx and C % lanes) or groups * KH * KW * C * O * dtype.itemsize > conv.PARTIAL_BYTES:
         return None
     plan = input_gradient_gather(H, W, round_up(C, lanes), O, lanes, (KH, KW), stride, padding, PLAIN)
+    size = tuple(output_size(*axis, 1) for axis in zip((H, W), (KH, KW), stride, padding, strict=True))
+    z_image = padded_images(plan.low, size, plan.padded, O, dtype, "z")
+    x_image = padded_images(padding, (H, W), (H + 2 * padding[0], W + 2 * padding[1]), C, dtype)
     z_pitch, x_pitch = plan.padded[1] * O, (W + 2 * padding[1]) * C
-    z_image = scratch((plan.low, plan.padded, H, W, O, stride), plan.padded[0] * z_pitch, dtype)
-    x_image = scratch((padding, padding, H, W, C, "x"), (H + 2 * padding[0]) * x_pitch, dtype)
     tiling = choose_tiling(O // lanes, 1, C * KW)
     runs, run = weight_runs((KH, KW), PLAIN, C, x_pitch)
     kernel = _unit_gradient_kernel(*plan.tiling, tiling.rows, tiling.vectors, lanes)

@@ -239,7 +239,7 @@ class _Pool:
     """The worker threads, started when first needed. The caller's thread takes part as thread 0."""
 
     def __init__(self):
-        self.threads = MOST_THREADS
+        self.threads, self.after_launch = MOST_THREADS, None  # the latter: a function of the kernel's arguments, for tests
         self._lock, self._state, self._workers, self._known = threading.RLock(), np.zeros(WORDS, np.int64), [], set()
         self._state[GATE] = CLOSED
 
@@ -264,6 +264,8 @@ class _Pool:
             if state[FAILED]:
                 state[FAILED] = 0
                 raise RuntimeError(f"the kernel {kernel.__name__} raised an exception in another thread than the caller's")
+            if self.after_launch is not None:
+                self.after_launch(arguments)
             if recording is not None:
                 recording.note(state[ENTRY], state[ARGUMENTS:ARGUMENTS - (-state[SIZE] // 8)], most, arguments)
 
@@ -331,8 +333,8 @@ def here(function, *arguments):
 
 def _after_fork():
     global pool
-    threads, pool = pool.threads, _Pool()
-    pool.threads = threads
+    before, pool = pool, _Pool()
+    pool.threads, pool.after_launch = before.threads, before.after_launch
 
 
 if hasattr(os, "register_at_fork"):
