@@ -4,6 +4,16 @@
     dx = layer.backward(dy)  # dL/dx; adds dL/dparameter to parameter.grad; frees what forward kept
     with inference_mode():   # forward keeps nothing
         y = layer.forward(x)
+
+What the derivations of this project are written in, docstrings and notebooks alike:
+
+    dy, dx      gradients: dL/dy and dL/dx of the loss L, of y's and of x's shape
+    δx          a small change of x; δy is the change of y that it makes, to first order
+    <a, b>      sum(a * b) over all entries. So δL = <dy, δy>: that is what dy means
+    A^T         the transpose of a linear map A, also called its adjoint: <A u, v> = <u, A^T v> for all u and v
+    s, x_hat    of a normalisation: 1 / sqrt(var + eps), and (x - mean) * s
+
+A backward pass is a transpose: δy = A δx makes δL = <dy, A δx> = <A^T dy, δx>, hence dx = A^T dy.
 """
 import functools
 from contextlib import contextmanager
@@ -84,7 +94,7 @@ def _heard(method):
     @functools.wraps(method)
     def call(layer, array):
         watch = _watch.get()
-        if watch is None and not layer.listeners or getattr(type(layer), name) is not call:  # the latter: super().forward
+        if (watch is None and not layer.listeners) or getattr(type(layer), name) is not call:  # the latter: super().forward
             return method(layer, array)
         result = method(layer, array) if watch is None else watch(method, layer, array)
         for listener in layer.listeners:

@@ -194,7 +194,7 @@ def x(*shape, dtype=np.float32):
     (Conv2d(3, 4, 3), x(0, 5, 5, 3), r"empty x of shape \(0, 5, 5, 3\)"),
     (Conv2d(3, 4, 3), x(2, 5, 5, 3, dtype=np.float64), "computes in float32, got x of dtype float64"),
     (Conv2d(3, 4, 3), x(2, 5, 5, 3, dtype=np.uint8), "computes in float32, got x of dtype uint8"),
-    (BatchNorm2d(3), x(1, 1, 1, 3), "more than one value a channel"),
+    (BatchNorm2d(3), x(1, 1, 1, 3), "more than one value per channel"),
     (BatchNorm2d(3), x(2, 4, 4, 2), "expects x of shape"),
     (BatchNorm2d(3), x(0, 4, 4, 3), "empty x"),
     (LayerNorm(3), x(2, 4), r"expects x of shape \(N, 3\), got \(2, 4\)"),

@@ -21,7 +21,7 @@ def output_size(size, kernel, stride, padding, dilation):
 
 
 def taps(kernel_size, out_size, stride, dilation):
-    """For each kernel tap: its index and the rows and columns of the padded image it meets, one an output pixel."""
+    """For each kernel tap: its index and the rows and columns of the padded image it meets, one per output pixel."""
     for i in range(kernel_size[0]):
         for j in range(kernel_size[1]):
             rows = slice(i * dilation[0], i * dilation[0] + (out_size[0] - 1) * stride[0] + 1, stride[0])
@@ -35,7 +35,7 @@ def pad_image(x, padding, value=0):
 
 
 def crop_image(x, padding):
-    """The inverse of `pad_image` on shapes, and its adjoint: what fell on the border goes nowhere."""
+    """The inverse of `pad_image` on shapes, and its transpose: what fell on the border goes nowhere."""
     H, W = x.shape[1] - 2 * padding[0], x.shape[2] - 2 * padding[1]
     return np.ascontiguousarray(x[:, padding[0]:padding[0] + H, padding[1]:padding[1] + W])
 
@@ -52,7 +52,7 @@ def im2col(x, kernel_size, stride, padding, dilation, value=0):
 
 
 def col2im(patches, x_shape, stride, padding, dilation):
-    """The adjoint of `im2col`: each patch entry is added back to the pixel it was read from.
+    """The transpose of `im2col`: each patch entry is added back to the pixel it was read from.
 
     patches: (N, OH, OW, KH, KW, C) -> (N, H, W, C)
     """
@@ -171,7 +171,7 @@ def dropout_forward(x, keep, p):
 
 
 def dropout_backward(dy, keep, p):
-    """dx: the forward map is linear and diagonal, so it is its own adjoint."""
+    """dx: given `keep` forward multiplies by a diagonal matrix, which is its own transpose."""
     return dropout_forward(dy, keep, p)
 
 

@@ -13,7 +13,7 @@ class Dropout(Layer):
 
         y = x * keep / (1 - p), keep drawn anew each forward        evaluation: y = x
 
-    Backward. Given the draw, the map is linear and diagonal, hence its own adjoint: dx = dy * keep / (1 - p).
+    Backward. Given the draw, y is x times a diagonal matrix, which is its own transpose: dx = dy * keep / (1 - p).
 
     Source: Srivastava et al. 2014, https://jmlr.org/papers/v15/srivastava14a.html
     rng: the numpy.random.Generator the draws come from. UserError unless 0 <= p < 1.

@@ -15,7 +15,7 @@ class Linear(Layer):
 
         y = x @ weight + bias
 
-    Backward. dL = sum(dy * (dx' @ weight + x @ dweight' + dbias')), and collecting what multiplies each change:
+    Backward. δL = <dy, δy> with δy = δx @ weight + x @ δweight + δbias, and collecting what multiplies each change:
 
         dx = dy @ weight^T        dweight = x^T @ dy        dbias = sum of dy over N
 
@@ -43,7 +43,7 @@ class Linear(Layer):
 
 
 class Flatten(Layer):
-    """All features of an image in one row. x: (N, ...); y: (N, C), C the product of the rest.
+    """All features of one image in a row. x: (N, ...); y: (N, C), C the product of the rest.
 
     The order is this project's channels-last one. Backward: nothing is computed forward, so dx is dy in x's shape.
     """
