@@ -18,6 +18,7 @@ A backward pass is a transpose: δy = A δx makes δL = <dy, A δx> = <A^T dy, �
 import functools
 from contextlib import contextmanager
 from contextvars import ContextVar
+from enum import Enum
 
 import numpy as np
 
@@ -30,7 +31,8 @@ _watch = ContextVar("minires_watch", default=None)
 
 @contextmanager
 def inference_mode():
-    """Inside, forward keeps nothing for a backward pass, and in evaluation mode may take folded, faster paths.
+    """Inside, forward keeps nothing for a backward pass, and in evaluation mode may take faster paths: a normalisation by
+    running statistics is an affine map, and is folded (multiplied) into the weights of the convolution before it.
 
     What is folded is kept until the block is left: enter it once for many batches, and change no weight inside (but by
     load_state_dict, astype or to).
@@ -115,6 +117,12 @@ def calls_go_to(watch):
         _watch.reset(token)
 
 
+class Kept(Enum):
+    """Why a layer holds nothing for backward: no forward yet, a backward used it, or forward was in inference_mode."""
+
+    NOTHING_YET, USED, INFERENCE = range(3)
+
+
 class Layer:
     """A function with a hand-written derivative. Subclasses write `forward` and `backward`, one under the other.
 
@@ -129,7 +137,7 @@ class Layer:
     training = True
     listeners = ()
     draws = False  # whether forward draws random numbers in training, so that it cannot be recorded (minires.capture)
-    _kept = "nothing yet"
+    _kept = Kept.NOTHING_YET  # a tuple once forward has saved something
 
     def __init_subclass__(cls, **options):
         super().__init_subclass__(**options)
@@ -151,18 +159,20 @@ class Layer:
     # --- what forward keeps for backward ---
 
     def _save(self, *kept):
-        self._kept = "nothing in inference_mode" if in_inference_mode() else kept
+        self._kept = Kept.INFERENCE if in_inference_mode() else kept
 
     def _saved(self):
-        kept, self._kept = self._kept, "it for one backward only"
-        if isinstance(kept, str):
-            raise RuntimeError(f"{type(self).__name__}.backward needs what forward keeps, and forward kept {kept}: "
+        kept, self._kept = self._kept, Kept.USED
+        if isinstance(kept, Kept):
+            what = {Kept.NOTHING_YET: "nothing yet", Kept.USED: "it for one backward only",
+                    Kept.INFERENCE: "nothing in inference_mode"}[kept]
+            raise RuntimeError(f"{type(self).__name__}.backward needs what forward keeps, and forward kept {what}: "
                                "call forward, outside inference_mode, before each backward")
         return kept
 
     def forget(self):
         """Drop what the last forward kept, here and below (after a forward that no backward will follow)."""
-        self._kept = "nothing yet"
+        self._kept = Kept.NOTHING_YET
         for _, child in self.named_children():
             child.forget()
         return self

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from minires.errors import UserError
-from minires.layer import Layer, Parameter, Sequential, inference_mode
+from minires.layer import Kept, Layer, Parameter, Sequential, inference_mode
 from minires.layers import (
     AvgPool2d,
     BasicBlock,
@@ -51,6 +51,19 @@ def test_backward_needs_one_forward_each(subject, backend):
     layer.forget()
     with pytest.raises(RuntimeError, match="nothing yet"):
         layer.backward(np.ones_like(y))
+
+
+def test_what_a_layer_holds_for_backward_is_a_tuple_or_says_why_not():
+    layer, x = Identity(), np.ones(2)
+    assert layer._kept is Kept.NOTHING_YET
+    layer.forward(x)
+    assert layer._kept == ()
+    layer.backward(x)
+    assert layer._kept is Kept.USED
+    with inference_mode():
+        layer.forward(x)
+    assert layer._kept is Kept.INFERENCE
+    assert layer.forget()._kept is Kept.NOTHING_YET
 
 
 def test_dtypes(subject, backend):
