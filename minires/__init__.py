@@ -8,7 +8,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Layer": "layer", "Parameter": "layer", "Sequential": "layer", "inference_mode": "layer",
-    "build_model": "models", "fuse": "layers.fused", "capture": "replay",
+    "seed": "init", "build_model": "models", "fuse": "layers.fused", "capture": "replay",
     "use_backend": "backends", "set_num_threads": "backends",
     "CrossEntropyLoss": "losses", "MSELoss": "losses", "SGD": "optim", "AdamW": "optim",
     "Trainer": "training", "check_gradients": "study", "UserError": "errors",

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import minires
 from minires import backends
 from minires.backends import HOST_BACKENDS, set_num_threads, use_backend
 from minires.backends.cpu.threads import MOST_THREADS
@@ -67,6 +68,12 @@ def operators(name):
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True)
+def weights_of_its_own():
+    """What a test makes without `rng` does not depend on the tests before it."""
+    minires.seed(0)
 
 
 @pytest.fixture

@@ -1,9 +1,7 @@
 """Two-dimensional convolution."""
-import numpy as np
-
 from minires.backends import ops_for
 from minires.backends.reference import output_size
-from minires.init import he_normal, uniform_fan_in
+from minires.init import default_rng, he_normal, uniform_fan_in
 from minires.layer import Layer, Parameter
 from minires.layers.arguments import count, pair, require_output
 
@@ -34,8 +32,8 @@ class Conv2d(Layer):
     more than once.
 
     The weights are He normal over the fan out, KH * KW * O (He et al. 2015b, https://arxiv.org/abs/1502.01852), drawn
-    from `rng`. Arguments are PyTorch's; kernel_size, stride, padding and dilation may be pairs. UserError for sizes
-    below 1 and for an x smaller than the window.
+    from `rng`, a Generator or a seed (see `minires.init.default_rng`). Arguments are PyTorch's; kernel_size, stride,
+    padding and dilation may be pairs. UserError for sizes below 1 and for an x smaller than the window.
 
     `input_gradient = False` on a network's first layer makes backward return None for dx, which training never reads.
     """
@@ -46,7 +44,7 @@ class Conv2d(Layer):
         self.in_channels, self.out_channels = count("in_channels", in_channels), count("out_channels", out_channels)
         self.kernel_size, self.stride = pair("kernel_size", kernel_size, 1), pair("stride", stride, 1)
         self.padding, self.dilation = pair("padding", padding, 0), pair("dilation", dilation, 1)
-        rng = np.random.default_rng(0) if rng is None else rng
+        rng = default_rng(rng)
         KH, KW = self.kernel_size
         self.weight = Parameter(he_normal((KH, KW, in_channels, out_channels), KH * KW * out_channels, rng))
         self.bias = None

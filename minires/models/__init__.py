@@ -1,5 +1,6 @@
 """The CIFAR and ImageNet ResNet families and their plain twins, by name."""
 from minires.errors import UserError
+from minires.init import default_rng
 from minires.models.resnet import CIFAR_DEPTHS, IMAGENET_LAYOUTS, CifarResNet, ImageNetResNet
 
 MODELS = (*(f"resnet{depth}" for depth in CIFAR_DEPTHS), *(f"plain{depth}" for depth in CIFAR_DEPTHS),
@@ -7,7 +8,7 @@ MODELS = (*(f"resnet{depth}" for depth in CIFAR_DEPTHS), *(f"plain{depth}" for d
 
 
 def build_model(name, num_classes=10, shortcut=None, stem=None, *, in_channels=3, rng=None):
-    """A network by name, He-initialised from `rng` (seed 0 when none is given).
+    """A network by name, He-initialised from `rng`, a Generator or a seed (seed 0 when none is given).
 
     name: one of MODELS. shortcut: "A" or "B" (default: A for the CIFAR family, B for the ImageNet family).
     stem, resnet18 to 152 only: "cifar" (3x3, no pooling; the default) or "imagenet" (7x7 stride 2 and max pooling).
@@ -16,6 +17,7 @@ def build_model(name, num_classes=10, shortcut=None, stem=None, *, in_channels=3
     if name not in MODELS:
         raise UserError(f"unknown model {name!r}: choose one of {', '.join(MODELS)}")
     family, depth = name.rstrip("0123456789"), int(name.lstrip("resntplai"))
+    rng = default_rng(0 if rng is None else rng)
     if depth in CIFAR_DEPTHS:
         if stem not in (None, "cifar"):
             raise UserError(f"{name} has one stem, cifar, got stem {stem!r}: resnet18 to resnet152 have the imagenet stem")
