@@ -22,8 +22,9 @@ from enum import Enum
 
 import numpy as np
 
-from minires.backends import ops_for, to_device, to_numpy
+from minires.backends import device_of, ops_for, to_device, to_numpy
 from minires.errors import UserError
+from minires.reprs import Shown, describe
 
 _inference = ContextVar("minires_inference", default=None)  # inside inference_mode a dict: see inference_cache
 _watch = ContextVar("minires_watch", default=None)
@@ -54,7 +55,7 @@ def inference_cache():
     return _inference.get()
 
 
-class Parameter:
+class Parameter(Shown):
     """An array that is learned, and the gradient of the loss with respect to it, of the same shape and dtype.
 
     `backward` adds to `grad`; `zero_grad` empties it. `decays` says whether weight decay is meant for it when an
@@ -77,9 +78,6 @@ class Parameter:
     def convert(self, change):
         """Replace data and gradient by `change` of them (a dtype or device conversion)."""
         self.data, self.grad = change(self.data), change(self.grad)
-
-    def __repr__(self):
-        return f"Parameter{tuple(self.data.shape)}"
 
 
 def zero_gradients(parameters):
@@ -155,6 +153,9 @@ class Layer:
 
     def __call__(self, x):
         return self.forward(x)
+
+    def __repr__(self):
+        return describe(self, self.named_children())
 
     # --- what forward keeps for backward ---
 
@@ -269,7 +270,7 @@ class Layer:
         if problems:
             raise UserError(f"these weights do not fit this {type(self).__name__}: " + "; ".join(problems))
         for name, array in own.items():
-            array[...] = to_device(np.asarray(state[name], array.dtype), "cpu" if isinstance(array, np.ndarray) else "cuda")
+            array[...] = to_device(np.asarray(state[name], array.dtype), device_of(array))
         self._weights_changed()
         return self
 
@@ -283,8 +284,8 @@ class Layer:
         if x.size == 0:
             raise UserError(f"{type(self).__name__} got an empty x of shape {tuple(x.shape)}: a batch needs an image")
         weights = next((value.data for value in vars(self).values() if isinstance(value, Parameter)), x)
-        if isinstance(weights, np.ndarray) != isinstance(x, np.ndarray):
-            mine, other = ("cpu", "cuda") if isinstance(weights, np.ndarray) else ("cuda", "cpu")
+        mine, other = device_of(weights), device_of(x)
+        if mine != other:
             raise UserError(f"{type(self).__name__} is on {mine} and x on {other}: move one of them, as in "
                             f"layer.to({other!r})")
         own = weights.dtype

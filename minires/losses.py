@@ -3,9 +3,10 @@ import numpy as np
 
 from minires.backends import ops_for
 from minires.errors import UserError
+from minires.reprs import Shown
 
 
-class CrossEntropyLoss:
+class CrossEntropyLoss(Shown):
     """Softmax and cross-entropy in one, averaged over the batch.
 
     y: (N, K) logits; target: (N,) integers in 0 .. K-1
@@ -43,7 +44,7 @@ class CrossEntropyLoss:
         return ops_for(softmax).softmax_cross_entropy_backward(softmax, target, self.label_smoothing)
 
 
-class MSELoss:
+class MSELoss(Shown):
     """The mean of the squared differences over all elements.
 
     y, target: one shape        loss = mean((y - target)^2)        backward: dy = 2 (y - target) / size

@@ -192,7 +192,7 @@ def test_parameter():
     parameter = Parameter(np.ones((2, 3), np.float32))
     parameter.grad += 2
     parameter.zero_grad()
-    assert not parameter.grad.any() and repr(parameter) == "Parameter(2, 3)"
+    assert not parameter.grad.any() and repr(parameter) == "Parameter(<float32 (2, 3)>)"
 
 
 def x(*shape, dtype=np.float32):

@@ -59,6 +59,11 @@ def set_num_threads(count):
     importlib.import_module("minires.backends.cpu").set_num_threads(count)
 
 
+def device_of(array):
+    """Where an array lives: "cpu" for NumPy's, else "cuda"."""
+    return "cpu" if isinstance(array, np.ndarray) else "cuda"
+
+
 def to_device(array, device):
     """A NumPy or CuPy array on `device`, "cpu" or "cuda" (no copy when it is there already)."""
     if device == "cpu":

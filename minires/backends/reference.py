@@ -20,6 +20,11 @@ def output_size(size, kernel, stride, padding, dilation):
     return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
 
 
+def output_sizes(size, kernel_size, stride, padding, dilation):
+    """(OH, OW) from (H, W), each argument a pair."""
+    return tuple(output_size(*axis) for axis in zip(size, kernel_size, stride, padding, dilation, strict=True))
+
+
 def taps(kernel_size, out_size, stride, dilation):
     """For each kernel tap: its index and the rows and columns of the padded image it meets, one per output pixel."""
     for i in range(kernel_size[0]):
@@ -43,7 +48,7 @@ def crop_image(x, padding):
 def im2col(x, kernel_size, stride, padding, dilation, value=0):
     """x: (N, H, W, C) -> patches: (N, OH, OW, KH, KW, C), the pixels under the kernel at each output pixel."""
     N, H, W, C = x.shape
-    OH, OW = (output_size(*a) for a in zip((H, W), kernel_size, stride, padding, dilation, strict=True))
+    OH, OW = output_sizes((H, W), kernel_size, stride, padding, dilation)
     padded = pad_image(x, padding, value)
     patches = np.empty((N, OH, OW, *kernel_size, C), x.dtype)
     for (i, j), window in taps(kernel_size, (OH, OW), stride, dilation):

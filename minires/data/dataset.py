@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from minires.errors import UserError
+from minires.reprs import Shown
 
 
-@dataclass(frozen=True, eq=False)
-class Dataset:
+@dataclass(frozen=True, eq=False, repr=False)
+class Dataset(Shown):
     """Labelled images, all of one size, kept as bytes until a batch is asked for.
 
     images: (N, H, W, C) uint8, 0 to 255, C-contiguous;  labels: (N,) int64, 0 to K - 1;  classes: K names.

@@ -1,6 +1,6 @@
 """Two-dimensional convolution."""
 from minires.backends import ops_for
-from minires.backends.reference import output_size
+from minires.backends.reference import output_sizes
 from minires.init import default_rng, he_normal, uniform_fan_in
 from minires.layer import Layer, Parameter
 from minires.layers.arguments import count, pair, require_output
@@ -53,8 +53,7 @@ class Conv2d(Layer):
 
     def output_size(self, H, W):
         """(OH, OW) for an H x W feature map."""
-        return tuple(output_size(*a) for a in zip((H, W), self.kernel_size, self.stride, self.padding, self.dilation,
-                                                  strict=True))
+        return output_sizes((H, W), self.kernel_size, self.stride, self.padding, self.dilation)
 
     def check(self, x):
         """UserError unless x fits this layer."""

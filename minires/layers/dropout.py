@@ -1,7 +1,7 @@
 """Dropout."""
 import numpy as np
 
-from minires.backends import ops_for, to_device
+from minires.backends import device_of, ops_for, to_device
 from minires.errors import UserError
 from minires.init import default_rng
 from minires.layer import Layer
@@ -33,8 +33,7 @@ class Dropout(Layer):
             self._save(None)
             return x
         keep = self.rng.random(x.shape, np.float32) >= self.p
-        if not isinstance(x, np.ndarray):
-            keep = to_device(keep, "cuda")
+        keep = to_device(keep, device_of(x))
         self._save(keep)
         return ops_for(x).dropout_forward(x, keep, self.p)
 

@@ -1,6 +1,6 @@
 """Pooling: the maximum or the mean of a window, and the mean of the whole feature map."""
 from minires.backends import ops_for
-from minires.backends.reference import output_size
+from minires.backends.reference import output_sizes
 from minires.errors import UserError
 from minires.layer import Layer
 from minires.layers.arguments import pair, require_output
@@ -19,8 +19,7 @@ class _Pool2d(Layer):
 
     def output_size(self, H, W):
         """(OH, OW) for an H x W feature map."""
-        return tuple(output_size(*a) for a in zip((H, W), self.kernel_size, self.stride, self.padding, self.dilation,
-                                                  strict=True))
+        return output_sizes((H, W), self.kernel_size, self.stride, self.padding, self.dilation)
 
 
 class MaxPool2d(_Pool2d):

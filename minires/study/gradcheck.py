@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from minires.backends import to_device, to_numpy
+from minires.backends import device_of, to_device, to_numpy
 from minires.errors import UserError
 from minires.layer import Layer
 
@@ -140,7 +140,7 @@ def _random_values(name, shape, rng):
 
 
 def _fill(array, values):
-    array[...] = to_device(values.astype(array.dtype), "cpu" if isinstance(array, np.ndarray) else "cuda")
+    array[...] = to_device(values.astype(array.dtype), device_of(array))
 
 
 def check_gradients(layer, x, rng, tolerance=1e-6, *, complete=400, sample=50):
@@ -206,7 +206,7 @@ class _Probe:
         x, runs, changed = to_numpy(self.x).copy(), [], []
         for _ in range(2):
             self.forward()
-            dy = to_device(self.dy.copy(), "cpu" if isinstance(self.x, np.ndarray) else "cuda")
+            dy = to_device(self.dy.copy(), device_of(self.x))
             dx = self.layer.backward(dy)
             changed += ["dy"] * (not np.array_equal(to_numpy(dy), self.dy))
             changed += ["x"] * (not np.array_equal(to_numpy(self.x), x))
@@ -260,7 +260,7 @@ class _Probe:
         if spare:
             unit = self.rng.standard_normal(array.shape)
             unit /= np.linalg.norm(unit)
-            places.append((array, to_device(unit, "cpu" if isinstance(array, np.ndarray) else "cuda")))
+            places.append((array, to_device(unit, device_of(array))))
             claimed.append(np.vdot(claim, unit))
         slopes = [self.slope(place, STEPS[0]) for place in places]
         if not np.isfinite(slopes).all():
