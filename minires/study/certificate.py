@@ -6,7 +6,7 @@ import numpy as np
 from minires.backends import use_backend
 from minires.errors import UserError
 from minires.layers.fused import fuse
-from minires.models import MODELS, build_model
+from minires.models import MODELS, build_model, depth_of
 from minires.models.resnet import CIFAR_DEPTHS
 from minires.study.forward_mode import adjoint_errors, step_curve
 from minires.study.forward_mode.adjoint import TOLERANCE as ADJOINT_TOLERANCE
@@ -134,7 +134,7 @@ def _subjects(target):
                         f"or a model: {', '.join(MODELS)}")
     model = target or "resnet20"
     options, sampled = {"complete": NETWORK_COMPLETE, "sample": NETWORK_SAMPLE}, {"complete": 0, "sample": FUSED_SAMPLE}
-    cifar = int(model.lstrip("resntplai")) in CIFAR_DEPTHS
+    cifar = depth_of(model) in CIFAR_DEPTHS
     strict = ADJOINT_TOLERANCE if cifar and model.startswith("resnet") else DEEP_ADJOINT_TOLERANCE
     row = (NETWORK_INPUT if cifar else LARGE_INPUT, NETWORK_TOLERANCE, strict)
     network = {
