@@ -1,4 +1,5 @@
 """Running a student's file: what it defines, and one sentence for everything that can go wrong in it."""
+import inspect
 import io
 import re
 import sys
@@ -124,6 +125,7 @@ def load_class(exercise, file):
 
 
 def _file_of(function):
+    function = inspect.unwrap(function)  # a layer's methods are wrapped, to tell listeners
     return getattr(getattr(function, "__code__", None), "co_filename", "another one")
 
 
