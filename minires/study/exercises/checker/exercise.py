@@ -52,6 +52,8 @@ class Exercise:
     code: imports and class as the student gets them, with the line BLANK as the body of backward
     cases: a tuple of Case; mistakes: a tuple of Mistake, tried in this order before the general ones
     target(rng, shape): for a loss, what its forward takes besides x
+    explain(observations, wrong): a Diagnosis for gradients that no mistake explains, `wrong` their names, or None
+    explain_error(situation, said): a Diagnosis for an exception of backward in one case, or None
     name: set by the catalogue, from the file's name
     """
 
@@ -65,6 +67,8 @@ class Exercise:
     cases: tuple
     mistakes: tuple = ()
     target: Callable | None = None
+    explain: Callable | None = None
+    explain_error: Callable | None = None
     hint: str = ""
     name: str = ""
 
