@@ -226,6 +226,21 @@ def test_list_names_every_exercise_in_order(command):
     assert len(out.splitlines()) >= 13 and "bottleneck" in out.splitlines()[-1]
 
 
+def test_hints_lead_from_the_contract_to_the_derivation(command):
+    code, out, _ = command("hint", "batchnorm_steps")
+    assert code == 0 and "- return dx, (N, H, W, C)" in out and "x reaches the loss in three ways" in out
+    code, out, _ = command("hint", "linear", "--derivation")
+    assert code == 0 and "dx = dy @ weight^T" in out and "minires.layers.linear.Linear" in out
+    assert command("hint", "nothing")[0] == 2
+
+
+@pytest.mark.parametrize("name", EXERCISES)
+def test_each_exercise_has_a_derivation(name):
+    told = EXERCISES[name].derivation()
+    assert told.lower().startswith("backward") or name == "bottleneck"
+    assert "Source:" not in told and ("d" in told.split("=")[0])
+
+
 def test_start_then_check(command, tmp_path):
     assert command("start", "relu")[0] == 0
     code, out, error = command("check", "relu.py")

@@ -1,4 +1,5 @@
 """How an exercise is described: the engine's class it is about, the code the student gets, and the known mistakes."""
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -101,6 +102,12 @@ class Exercise:
         if any("." in name for name in self.letters):
             lines.append("call the backward of every part, which adds the gradients of the part's own parameters")
         return [*lines, f"return {self.shown('dx')}, {shape(self.letters['x'])}"]
+
+    def derivation(self):
+        """The derivation of the backward pass that the engine's docstring gives, or all of the docstring where it has none
+        apart: maths, no code."""
+        told = inspect.cleandoc(self.engine.__doc__ or "No derivation is written.").split("Source:")[0].strip()
+        return told[max(told.find("Backward"), told.find("backward: "), 0):]
 
     def text(self, file):
         """The student's file, which will be called `file`."""
