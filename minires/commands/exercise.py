@@ -46,7 +46,9 @@ def hint(
     if derivation:
         typer.echo(f"{found.derivation()}\n\nThe solution as code: {found.engine.__module__}.{found.engine.__name__}")
         return
-    typer.echo("\n".join(["backward must", *(f"- {line}" for line in found.required()), *filter(None, [found.hint.strip()])]))
+    typer.echo("\n".join(["backward must", *(f"- {line}" for line in found.required())]))
+    if found.hint:
+        typer.echo(found.hint.strip())
     typer.echo(f"The derivation: minires exercise hint {name} --derivation")
 
 

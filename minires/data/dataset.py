@@ -27,7 +27,7 @@ class Dataset(Shown):
         if images.dtype != np.uint8 or images.ndim != 4 or not images.flags.c_contiguous:
             raise UserError(f"images are {images.dtype} {images.shape}: expected C-contiguous uint8 (N, H, W, C)")
         if labels.dtype != np.int64 or labels.shape != (len(images),):
-            raise UserError(f"labels are {labels.dtype} {labels.shape}: expected int64 ({len(images)},), one an image")
+            raise UserError(f"labels are {labels.dtype} {labels.shape}: expected int64 ({len(images)},), one per image")
         if len(labels) and not 0 <= labels.min() <= labels.max() < len(self.classes):
             raise UserError(f"labels run from {labels.min()} to {labels.max()}: expected 0 to {len(self.classes) - 1}")
 

@@ -73,7 +73,7 @@ class Loader(Shown):
         if self.standardise.channels != dataset.images.shape[-1]:
             raise UserError(
                 f"mean and std are of {self.standardise.channels} channels but the images have "
-                f"{dataset.images.shape[-1]}: expected one number a channel"
+                f"{dataset.images.shape[-1]}: expected one number per channel"
             )
 
     def __len__(self) -> int:

@@ -15,7 +15,7 @@ from minires.study.subjects import LAYERS, LOSSES
 
 OPERATOR_TOLERANCE = 1e-6
 NETWORK_TOLERANCE = 1e-5
-NETWORK_INPUT = (2, 8, 8, 3)  # 2 x 2 pixels in the last stage: every border, and 8 values a channel for its statistics
+NETWORK_INPUT = (2, 8, 8, 3)  # 2 x 2 pixels in the last stage: every border, and 8 values per channel for its statistics
 LARGE_INPUT = (2, 16, 16, 3)  # the same for the ImageNet family, which halves the image once more
 NETWORK_COMPLETE, NETWORK_SAMPLE = 64, 16
 FUSED_SAMPLE = 6  # the same function, which a test holds equal to the other; here each tensor's slope once more
