@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis.configuration import set_hypothesis_home_dir
 
+import minires
 from minires import backends
 from minires.backends import HOST_BACKENDS, set_num_threads, use_backend
 from minires.backends.cpu.images import poison_scratch
@@ -72,6 +73,12 @@ def operators(name):
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True)
+def weights_of_its_own():
+    """What a test makes without `rng` does not depend on the tests before it."""
+    minires.seed(0)
 
 
 @pytest.fixture

@@ -185,7 +185,9 @@ RULES = {
     "conv2d_unit_gradient": _unit_gradient,
     "folded": lambda weight, *_: [weight, weight.shape[-1:]], "prepare": _like,
 }
-WRITES = {"add_into": (0,), "zero": (0,), "update_running": (0, 1), "batchnorm_coefficients": (6,), "conv2d_unit_gradient": (11,)}
+# The places of the arguments that an operator changes.
+WRITES = {"add_into": (0,), "zero": (0,), "update_running": (0, 1), "batchnorm_coefficients": (6,),
+          "conv2d_unit_gradient": (11,)}
 
 
 class Tracer:

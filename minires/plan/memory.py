@@ -32,7 +32,7 @@ class Memory:
 
 
 def lifetimes(steps, outputs):
-    """({Array: (index of the step that makes it, of the last that reads it)} of all that is placed, {Array: in whose place}).
+    """{Array: (index of the step that makes it, of the last that reads it)} of all that has a place, and {Array: in whose}.
 
     A value takes the place of one that ends where it is made, if IN_PLACE says so.
     """

@@ -16,8 +16,8 @@ from minires.plan.program import Program
 
 
 def trace(model, loss, inputs, device, input_gradient=False):
-    """The Program of a training step (its outputs loss, logits and, if asked for, dL/dx), or without a loss of a forward pass
-    that keeps nothing.
+    """The Program of a training step (its outputs loss, logits and, if asked for, dL/dx); without a loss that of a forward
+    pass which keeps nothing.
 
     inputs: shapes and dtypes of x and target, or of x, as (shape, dtype). Nothing of the model is changed.
     UserError for what the layers refuse; what a layer raises on real arrays too comes through.
