@@ -217,8 +217,8 @@ def mask_into_gradient(program):
 def normalise_where_read(program):
     """y = normalise_add_relu(z, ..., None)  ->  whoever reads y reads z and forms it again, if all of its readers can.
 
-    Those are conv2d_moments, add_relu_gradient and conv2d_unit_gradient, where a prologue takes the place of `front`. y with a
-    residual is formed so by a gradient that is its only reader.
+    Those are conv2d_moments, add_relu_gradient and conv2d_unit_gradient, whose `front` then is the prologue. A residual is
+    added there by a gradient that is the only reader of y.
     """
     readers, changes = program.readers(), {}
     for step in program.steps:

@@ -47,7 +47,7 @@ class Runner:
         last = {root(array): index for index, step in enumerate(self._steps) for array in [*step.reads(), *step.results]
                 if array is not None}
         kept = {*self._values, *map(root, self._program.outputs)}
-        with launches.noting():
+        with launches.noting([(step.operator, step.arguments) for step in self._steps], len(inputs[0])):
             for index, step in enumerate(self._steps):
                 launches.expect([(array.nbytes, offsets[array]) for array in step.results if array in offsets])
                 for array, value in zip(step.results, self._compute(step), strict=True):
