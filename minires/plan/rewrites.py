@@ -177,6 +177,8 @@ def accumulate_where_made(program):
             continue
         now = latest.get(maker, maker)
         index = next(i for i, result in enumerate(now.results) if result is value)
+        if index not in ((1,) if _is(maker, "conv2d_unit_gradient") else (3, 4)):  # dx, say, of which a parameter is a part
+            continue
         add_to = total if _is(maker, "conv2d_unit_gradient") else tuple(
             total if index - 3 == i else old for i, old in enumerate(now.arguments[6]))
         latest[maker] = _with(now, {11 if _is(maker, "conv2d_unit_gradient") else 6: add_to}, {index: None})

@@ -1,4 +1,6 @@
 """A program for arrays of one shape, placed, and run: operator by operator the first time, then without Python."""
+from contextlib import nullcontext
+
 import numpy as np
 
 from minires.backends import ops_for
@@ -43,7 +45,7 @@ class Runner:
         self._ops, offsets = ops_for(inputs[0]), self._memory.offsets
         self._values = {array: value.copy() for array, value in zip(self._program.inputs, inputs, strict=True)}
         self.renew()
-        launches = self._ops.Launches(self._memory.peak_bytes)
+        launches = getattr(self._ops, "Launches", _Unnoted)(self._memory.peak_bytes)
         last = {root(array): index for index, step in enumerate(self._steps) for array in [*step.reads(), *step.results]
                 if array is not None}
         kept = {*self._values, *map(root, self._program.outputs)}
@@ -65,7 +67,7 @@ class Runner:
         if step.operator == "reshape":
             results = arguments[0].reshape(arguments[1])
         elif step.operator in ("numpy", "opaque"):
-            results = ops.here(_called, *arguments)
+            results = getattr(ops, "here", _called)(_called, *arguments)
         else:
             results = getattr(ops, step.operator)(*arguments)
         return results if isinstance(results, tuple) else (results,) if step.results else ()
@@ -78,3 +80,19 @@ class Runner:
 
 def _called(function, *arguments):
     return function(*arguments)
+
+
+class _Unnoted:
+    """In the place of `Launches` for a back end that notes nothing (the reference): every run is a first one."""
+
+    usable, noting = False, nullcontext
+
+    def __init__(self, slab_bytes):
+        """No slab: each result lies in memory of its own."""
+
+    def expect(self, offsets):
+        """Nothing is expected."""
+
+    def lies_well(self, array, offset):
+        """In memory of its own."""
+        return True
