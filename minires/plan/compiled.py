@@ -55,7 +55,8 @@ class _Compiled:
             found = self._plans[key] = _Planned(plan, self.model)
         return found
 
-    def _planned(self, inputs, device="cpu"):
+    def _planned(self, inputs, device=None):
+        device = device or next((device_of(array) for _, array in self.model._tensors()), "cpu")
         return planned(trace(self.model, self.loss, inputs, device, self._input_gradient), self._rewrites)
 
     @property

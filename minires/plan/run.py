@@ -62,7 +62,7 @@ class Runner:
                         self._values[array] = value
                         if isinstance(value, np.ndarray) and not launches.lies_well(value, offsets.get(root(array))):
                             raise RuntimeError(f"a result of {step.operator} lies in memory that others will use")
-                for array in [*step.reads(), *step.results]:  # a device's memory has no offsets: it is free when nobody has it
+                for array in [*step.reads(), *step.results]:  # a device's is free when nobody has it
                     if array is not None and last[root(array)] == index and root(array) not in kept:
                         self._values.pop(array, None)
         self._launches = launches

@@ -15,9 +15,9 @@ nothing: so a graph ends before the one that it cannot hold.
 
 While a stream captures nothing is computed. A graph is launched when it ends, before what follows it is called.
 
-Arguments of a graph are addresses. Arrays come from a pool that nobody else uses, and memory that a program is done with goes
-to the operators that follow, in the graphs too, since they run in the same order each time. So nothing is kept here that
-would keep memory from that: what is called again knows addresses only (`_Memory.at`). What comes from outside of the
+Arguments of a graph are addresses. Arrays come from a pool that nobody else uses, and memory that a program is done with
+goes to the operators that follow, in the graphs too, since they run in the same order each time. So nothing is kept here
+that would keep memory from that: what is called again knows addresses only (`_Memory.at`). What comes from outside of the
 program, weights and constants, is kept by whoever runs it.
 """
 import weakref

@@ -162,6 +162,9 @@ class ndarray:
     def tolist(self):
         return self.get().tolist()
 
+    def tobytes(self, order="C"):
+        return self.get().tobytes(order)
+
     def __bool__(self):
         return bool(self.get())
 
