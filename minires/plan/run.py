@@ -22,9 +22,7 @@ class Runner:
 
     def __call__(self, inputs):
         """The program's outputs for some inputs, as arrays that the next run overwrites."""
-        if self._launches is not None and not self._launches.usable:
-            self._launches = None
-        if self._launches is None:
+        if self._launches is None or not self._launches.usable:
             self._first(inputs)
         else:
             for array, value in zip(self._program.inputs, inputs, strict=True):
@@ -53,7 +51,7 @@ class Runner:
         by = getattr(launches, "call", call)  # a device's Launches call operators themselves: some they call each time
         last = {root(array): index for index, step in enumerate(self._steps) for array in [*step.reads(), *step.results]
                 if array is not None}
-        kept = {root(array) for array in (*self._program.outputs, *self._program.inputs, *self._values)}
+        kept = {*self._values, *map(root, self._program.outputs)}
         with launches.noting():
             for index, step in enumerate(self._steps):
                 launches.expect([(array.nbytes, offsets[array]) for array in step.results if array in offsets])
@@ -62,7 +60,7 @@ class Runner:
                         self._values[array] = value
                         if isinstance(value, np.ndarray) and not launches.lies_well(value, offsets.get(root(array))):
                             raise RuntimeError(f"a result of {step.operator} lies in memory that others will use")
-                for array in [*step.reads(), *step.results]:  # a device's is free when nobody has it
+                for array in [*step.reads(), *step.results]:  # a device's memory is free when nobody has it
                     if array is not None and last[root(array)] == index and root(array) not in kept:
                         self._values.pop(array, None)
         self._launches = launches

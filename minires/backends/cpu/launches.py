@@ -100,16 +100,25 @@ class Launches:
     def note_function(self, function, arguments, results):
         """A function was called; -> its results, as the arrays that the next run fills again."""
         several = isinstance(results, tuple)
-        fixed = tuple(None if result is None else np.asarray(result) for result in (results if several else (results,)))
+        fixed = tuple(map(self._own, results if several else (results,)))
 
         def again():
             found = function(*arguments)
             for target, result in zip(fixed, found if several else (found,), strict=True):
-                if target is not None and not _same_memory(target, np.asarray(result)):
+                if target is not None:
                     target[...] = result
 
         self._noted.append((self._operator, again))
         return fixed if several else fixed[0]
+
+    def _own(self, result):
+        """A function's result in memory of the program's."""
+        if result is None:
+            return None
+        result = np.asarray(result)
+        own = self.empty(result.shape, result.dtype)
+        own[...] = result
+        return own
 
     def _grouped(self, notes):
         """Functions that run some notes: launches that follow one another in one call."""
@@ -135,6 +144,3 @@ class Launches:
             elif isinstance(value, np.ndarray):
                 self._kept.append(value)
 
-
-def _same_memory(array, other):
-    return array.ctypes.data == other.ctypes.data and array.strides == other.strides
