@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import ON_DEVICE
 
-from minires.backends.cuda import recording
+from minires.backends.cuda import launches
 from minires.bench import compare, engines, machine, tables, worker
 from minires.cli import main
 from minires.models import build_model
@@ -107,7 +107,7 @@ def test_events_and_the_host_agree_on_a_long_run(engine):
 def test_memory_is_the_devices(engine):
     engine.step()
     reply = worker.answer(engine, engine.step, {"do": "memory"})
-    assert reply == {"peak_bytes": recording.held(), "arena_bytes": None}
+    assert reply == {"peak_bytes": launches.held(), "arena_bytes": None}
     assert reply["peak_bytes"] > 2 * sum(p.data.nbytes for p in engine.model.parameters())
 
 

@@ -9,12 +9,11 @@ from minires.backends import to_device, to_numpy
 from minires.backends.cpu.algorithm import use_convolution
 from minires.backends.cuda import pool
 from minires.errors import UserError
-from minires.layer import inference_mode
 from minires.layers import BatchNorm2d, Conv2d, Dropout, GlobalAvgPool2d, Linear, ReLU
-from minires.layers.fused import fuse
 from minires.losses import CrossEntropyLoss, MSELoss
 from minires.models import CifarResNet, build_model
 from minires.optim import SGD, AdamW
+from minires.plan import compile
 from minires.study import check_gradients, distinct_nonzero, randomise_parameters
 from minires.study.subjects import LAYERS
 
@@ -61,7 +60,7 @@ def test_layer(name, dtype, rng):
     assert_close(there.state_dict(), here.state_dict(), tolerance)
 
 
-@pytest.mark.parametrize("name", ["Conv2d", "BatchNorm2d", "MaxPool2d overlapping", "Linear", "BasicBlock fused"])
+@pytest.mark.parametrize("name", ["Conv2d", "BatchNorm2d", "MaxPool2d overlapping", "Linear", "BasicBlock"])
 def test_gradients_of_device_arrays(name, rng):
     make, shape = LAYERS[name]
     layer = randomise_parameters(make(rng).astype(np.float64), rng).to("cuda")
@@ -125,18 +124,21 @@ def test_optimisers_move_all_parameters_at_once(kind, dtype, rng):
     assert_close(states[1], states[0], TOLERANCE[dtype])
 
 
-def three_steps(device, dtype, fused, depth=20):
+def three_steps(device, dtype, planned, depth=20):
     """State of a ResNet and its optimiser after three steps on random images, and the losses; as float64."""
     rng = np.random.default_rng(3)
-    network = fuse(CifarResNet(depth, rng=rng).astype(dtype), fused).to(device)
-    network.input_gradient = False
+    network = CifarResNet(depth, rng=rng).astype(dtype).to(device)
     update, loss, losses = SGD(network.parameters(), 0.01, 0.9, 5e-4, True), CrossEntropyLoss(0.1), []
+    step = compile(network, loss)
     for _ in range(3):
         x, target = rng.standard_normal((4, 8, 8, 3)).astype(dtype), rng.integers(0, 10, 4)
         x, target, waits = to_device(x, device), to_device(target, device), synchronisations()
-        losses.append(loss.forward(network.forward(x), target))
-        update.zero_grad()
-        network.backward(loss.backward())
+        if planned:
+            losses.append(step(x, target)[0])
+        else:
+            losses.append(loss.forward(network.forward(x), target))
+            update.zero_grad()
+            network.backward(loss.backward())
         update.step()
         assert synchronisations() == waits, "the step waits for the device"
     losses = {f"loss {step}": np.array(float(value)) for step, value in enumerate(losses)}
@@ -144,11 +146,11 @@ def three_steps(device, dtype, fused, depth=20):
     return {name: array.astype(np.float64) for name, array in state.items()}
 
 
-@pytest.mark.parametrize("fused", [True, False])
-def test_three_steps_of_resnet20_agree_with_cpu(fused):
+@pytest.mark.parametrize("planned", [True, False])
+def test_three_steps_of_resnet20_agree_with_cpu(planned):
     """In float64 to 1e-10, in float32 to 1e-5; and float32 on the device is that near to the truth, float64, as well."""
     with use_convolution("direct"):  # of the cpu's algorithms the one that rounds as little as the device
-        narrow, narrow_there, wide, wide_there = (three_steps(device, dtype, fused) for dtype in (np.float32, np.float64)
+        narrow, narrow_there, wide, wide_there = (three_steps(device, dtype, planned) for dtype in (np.float32, np.float64)
                                                   for device in ("cpu", "cuda"))
     assert len(wide) == 3 + 59 + 38 + 59 + 1  # losses, parameters, statistics, velocities, steps
     assert_close(wide_there, wide, 1e-10)
@@ -157,23 +159,19 @@ def test_three_steps_of_resnet20_agree_with_cpu(fused):
     assert_close(*({name: state[name] for name in of_both} for state in (narrow_there, narrow)), 1e-5)
 
 
-@pytest.mark.parametrize("fused", [True, False])
-def test_three_steps_of_a_network_of_one_block_a_stage(fused):
+@pytest.mark.parametrize("planned", [True, False])
+def test_three_steps_of_a_network_of_one_block_a_stage(planned):
     """The first block is the last of its stage too, and reads the stem's output unformed."""
-    here, there = (three_steps(device, np.float64, fused, depth=8) for device in ("cpu", "cuda"))
+    here, there = (three_steps(device, np.float64, planned, depth=8) for device in ("cpu", "cuda"))
     assert_close(there, here, 1e-10)
 
 
 def test_folded_evaluation(rng):
-    network = randomise_parameters(fuse(build_model("resnet20", rng=rng)), rng).eval()
+    network = randomise_parameters(build_model("resnet20", rng=rng), rng).eval()
     x = rng.standard_normal((2, 16, 16, 3)).astype(np.float32)
-    with inference_mode():
-        expected = network.forward(x)
-    plain = network.forward(x)
+    expected, plain = compile(network)(x), network.forward(x)
     network.to("cuda")
-    with inference_mode():
-        folded = network.forward(cupy.asarray(x))
-    assert_close(folded, expected, 1e-5)
+    assert_close(compile(network)(cupy.asarray(x)), expected, 1e-5)
     assert_close(network.forward(cupy.asarray(x)), plain, 1e-5)
 
 

@@ -115,9 +115,9 @@ class MiniresEngine:
             from minires.backends.cpu import arena
 
             return {"arena_bytes": arena.held()}
-        from minires.backends.cuda import recording
+        from minires.backends.cuda import launches
 
-        return {"peak_bytes": recording.held()}
+        return {"peak_bytes": launches.held()}
 
 
 class TorchEngine:

@@ -59,7 +59,8 @@ class _Compiled:
         key = (ops_for(inputs[0]).__name__, *((x.shape, x.dtype) for x in inputs))
         return key, self._plans.get(key)
 
-    def _planned(self, inputs, device="cpu"):
+    def _planned(self, inputs, device=None):
+        device = device or next((device_of(array) for _, array in self.model._tensors()), "cpu")
         return planned(trace(self.model, self.loss, inputs, device, self._input_gradient), self._rewrites)
 
     @property

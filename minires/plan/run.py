@@ -1,5 +1,7 @@
 """A program for arrays of one shape, placed, and run: operator by operator the first time, then without Python."""
 from contextlib import nullcontext
+from operator import call
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -45,14 +47,15 @@ class Runner:
         self._ops, offsets = ops_for(inputs[0]), self._memory.offsets
         self._values = {array: value.copy() for array, value in zip(self._program.inputs, inputs, strict=True)}
         self.renew()
-        launches = getattr(self._ops, "Launches", _Unnoted)(self._memory.peak_bytes)
+        launches = getattr(self._ops, "Launches", _unnoted)(self._memory.peak_bytes)
+        by = getattr(launches, "call", call)  # a device's Launches call operators themselves: some they call each time
         last = {root(array): index for index, step in enumerate(self._steps) for array in [*step.reads(), *step.results]
                 if array is not None}
         kept = {*self._values, *map(root, self._program.outputs)}
         with launches.noting([(step.operator, step.arguments) for step in self._steps], len(inputs[0])):
             for index, step in enumerate(self._steps):
                 launches.expect([(array.nbytes, offsets[array]) for array in step.results if array in offsets])
-                for array, value in zip(step.results, self._compute(step), strict=True):
+                for array, value in zip(step.results, self._compute(step, by), strict=True):
                     if array is not None:
                         self._values[array] = value
                         if isinstance(value, np.ndarray) and not launches.lies_well(value, offsets.get(root(array))):
@@ -62,14 +65,14 @@ class Runner:
                         self._values.pop(array, None)
         self._launches = launches
 
-    def _compute(self, step):
+    def _compute(self, step, by=call):
         ops, arguments = self._ops, self._known(step.arguments)
         if step.operator == "reshape":
             results = arguments[0].reshape(arguments[1])
         elif step.operator in ("numpy", "opaque"):
-            results = getattr(ops, "here", _called)(_called, *arguments)
+            results = by(getattr(ops, "here", call), call, *arguments)
         else:
-            results = getattr(ops, step.operator)(*arguments)
+            results = by(getattr(ops, step.operator), *arguments)
         return results if isinstance(results, tuple) else (results,) if step.results else ()
 
     def _known(self, value):
@@ -78,21 +81,7 @@ class Runner:
         return tuple(map(self._known, value)) if isinstance(value, tuple) else value
 
 
-def _called(function, *arguments):
-    return function(*arguments)
-
-
-class _Unnoted:
+def _unnoted(slab_bytes):
     """In the place of `Launches` for a back end that notes nothing (the reference): every run is a first one."""
-
-    usable, noting = False, nullcontext
-
-    def __init__(self, slab_bytes):
-        """No slab: each result lies in memory of its own."""
-
-    def expect(self, offsets):
-        """Nothing is expected."""
-
-    def lies_well(self, array, offset):
-        """In memory of its own."""
-        return True
+    return SimpleNamespace(usable=False, noting=lambda *_: nullcontext(), expect=lambda offsets: None,
+                           lies_well=lambda *_: True)

@@ -3,8 +3,8 @@
 What each operator computes, and its arguments, is said in minires.backends.reference and minires.backends.composed.
 
 Reading order: compiler (from a name to a launch), kernels/common.cuh, then each launcher beside its .cu file. Arrays are
-CuPy's, in memory of CuPy's pool; recording notes a step as a CUDA graph. Nothing here waits for the device: results, losses
-too, stay on it until they are read.
+CuPy's, in memory of CuPy's pool; launches captures what a program runs as CUDA graphs. Nothing here waits for the device:
+results, losses too, stay on it until they are read.
 """
 import cupy
 
@@ -29,6 +29,8 @@ from minires.backends.cuda.fused import (
     normalise_add_relu,
     normalise_gradient,
 )
+from minires.backends.cuda.launches import Launches as Launches  # of no operator
+from minires.backends.cuda.launches import here
 from minires.backends.cuda.losses import (
     linear_backward,
     linear_forward,
@@ -60,7 +62,6 @@ from minires.backends.cuda.pool import (
     pad_shortcut_backward,
     pad_shortcut_forward,
 )
-from minires.backends.cuda.recording import Recording as Recording  # of no operator
 
 __all__ = [
     "adamw_update",
@@ -91,6 +92,7 @@ __all__ = [
     "global_avgpool_backward",
     "global_avgpool_forward",
     "gradient_sums",
+    "here",
     "layernorm_backward",
     "layernorm_forward",
     "linear_backward",

@@ -3,6 +3,7 @@ import cupy
 
 from minires.backends import reference
 from minires.backends.cuda.compiler import kernel, launch_over
+from minires.backends.cuda.launches import here
 
 
 def _map(name, *arguments):
@@ -27,7 +28,7 @@ def add(a, b):
 
 
 def dropout_keep(x, rng, p):
-    return cupy.asarray(reference.dropout_keep(x, rng, p))
+    return cupy.asarray(here(reference.dropout_keep, x, rng, p))
 
 
 def dropout_forward(x, keep, p):

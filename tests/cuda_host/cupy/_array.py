@@ -3,24 +3,30 @@ import operator
 
 import numpy as np
 
-from cupy._memory import allocators
+from cupy._memory import POISON, MemoryPointer, allocators
 
 KINDS = "biuf"
 
 
 class Counters:
-    """synchronisations: how often the host has waited for a result; launches: of kernels of our own."""
+    """synchronisations: how often the host has waited for a result; launches: of kernels of our own; graphs: launches of
+    graphs."""
 
-    synchronisations = launches = 0
+    synchronisations = launches = graphs = 0
 
 
 counters = Counters()
 
 
 class Capture:
-    """What a stream has been told since it began to note: functions, or None while it computes at once."""
+    """Streams that are current, the last one is used. One that notes has functions in `calls`, others None there."""
 
-    calls = None
+    def __init__(self):
+        self.streams = []
+
+    @property
+    def calls(self):
+        return self.streams[-1].calls if self.streams else None
 
 
 capture = Capture()
@@ -35,26 +41,32 @@ def changed(function):
 
 
 def computed(function):
-    """A device array of what function() gives now, or will give whenever the graph that is being noted is launched."""
+    """A device array of what function() gives now, or will give whenever the graph that is being noted is launched.
+
+    A graph keeps addresses and no memory, so what is noted here has no array.
+    """
     with np.errstate(all="ignore"):
-        array = wrap(function())
+        values = np.asarray(function())
+    if capture.calls is None:
+        return wrap(values)
+    array = _of_layout(values)
+    memory = array._a
 
     def again():
         with np.errstate(all="ignore"):
-            array._a[...] = function()
+            memory[...] = function()
 
-    if capture.calls is not None:
-        array._a.view(np.uint8).fill(0xFF)  # nothing is computed yet
-        capture.calls.append(again)
+    capture.calls.append(again)
     return array
 
 
 def waits():
-    """The host waits for the device: counted, and refused while a stream notes."""
+    """The host waits for the device: counted, and refused while a stream notes, which breaks off what it notes."""
     counters.synchronisations += 1
     if capture.calls is not None:
         from cupy.cuda.runtime import CUDARuntimeError
 
+        capture.streams[-1].broken = True
         raise CUDARuntimeError(900)
 
 
@@ -70,10 +82,14 @@ def host(value):
 def wrap(values):
     """A device array with a copy of `values` in memory of its own."""
     values = np.asarray(values)
-    order = "F" if values.flags.f_contiguous and not values.flags.c_contiguous else "C"
-    array = ndarray(values.shape, values.dtype, order=order)
+    array = _of_layout(values)
     array._a[...] = values
     return array
+
+
+def _of_layout(values):
+    order = "F" if values.flags.f_contiguous and not values.flags.c_contiguous else "C"
+    return ndarray(values.shape, values.dtype, order=order)
 
 
 def no_library():
@@ -89,26 +105,25 @@ class Flags:
         self.c_contiguous, self.f_contiguous, self.owndata = flags.c_contiguous, flags.f_contiguous, flags.owndata
 
 
-class MemoryPointer:
-    """Where an array begins."""
-
-    def __init__(self, ptr, mem):
-        self.ptr, self.mem = ptr, mem
-
-
 class ndarray:
     """An array in `device` memory. Not a numpy.ndarray, and NumPy cannot read it."""
 
     __array_priority__ = 100
 
     def __init__(self, shape, dtype=float, memptr=None, strides=None, order="C"):
-        assert memptr is None and strides is None
         dtype = np.dtype(dtype)
         if dtype.kind not in KINDS:
             raise ValueError(f"Unsupported dtype {dtype}")
         shape = (shape,) if isinstance(shape, (int, np.integer)) else tuple(shape)
+        if memptr is not None:
+            self._buffer = memptr.mem
+            self._a = np.ndarray(shape, dtype, memptr.mem.bytes, memptr.offset, strides)
+            return
         self._buffer = allocators[-1](int(np.prod(shape, dtype=np.int64)) * dtype.itemsize)
         self._a = self._buffer.bytes.view(dtype).reshape(shape, order=order)
+        if self._buffer.used_before:  # a graph's operators before this one may read there what was
+            memory = self._buffer.bytes
+            changed(lambda: memory.fill(POISON))
 
     def _view(self, values):
         view = object.__new__(ndarray)
@@ -130,7 +145,7 @@ class ndarray:
     strides = property(lambda self: self._a.strides)
     flags = property(lambda self: Flags(self._a.flags))
     T = property(lambda self: self._view(self._a.T))
-    data = property(lambda self: MemoryPointer(self._a.ctypes.data, self._buffer))
+    data = property(lambda self: MemoryPointer(self._buffer, self._a.ctypes.data - self._buffer.bytes.ctypes.data))
 
     def __len__(self):
         return len(self._a)
@@ -146,6 +161,9 @@ class ndarray:
 
     def tolist(self):
         return self.get().tolist()
+
+    def tobytes(self, order="C"):
+        return self.get().tobytes(order)
 
     def __bool__(self):
         return bool(self.get())

@@ -1,6 +1,8 @@
 """Device memory: host memory with guards on both sides, filled with what nobody may rely on."""
+import ctypes
 import itertools
 import weakref
+from collections import defaultdict
 from contextlib import contextmanager
 
 import numpy as np
@@ -29,30 +31,54 @@ class Memory:
         self.size = size
 
 
+class UnownedMemory:
+    """Memory at an address, which somebody else keeps."""
+
+    used_before = False
+
+    def __init__(self, ptr, size, owner, device_id=-1):
+        self.bytes, self.owner = np.frombuffer((ctypes.c_uint8 * size).from_address(ptr), np.uint8), owner
+
+    def intact(self):
+        return True
+
+
 class MemoryPointer:
     """A place in a block."""
 
     def __init__(self, mem, offset):
         self.mem, self.offset = mem, offset
 
+    @property
+    def ptr(self):
+        return self.mem.bytes.ctypes.data + self.offset
+
 
 class MemoryPool:
-    """The counters of CuPy's pool. Freed memory goes back at once; an allocator is asked for as much as was ever in use."""
+    """CuPy's pool. Freed memory goes back to the system at once; that of an allocator's blocks is kept, and given again."""
 
     def __init__(self, allocator=None):
-        self.used, self.limit, self.most_used, self.allocator = 0, 0, 0, allocator
+        self.used, self.limit, self.allocator, self.free = 0, 0, allocator, defaultdict(list)
 
     def malloc(self, size):
         """For `using_allocator`."""
         return Buffer(size, self)
 
     def take(self, size):
+        """(memory, whether it was used before)."""
         if self.limit and self.used + size > self.limit:
             raise OutOfMemoryError(size, self.used, self.limit)
         self.used += size
-        if self.allocator and self.used > self.most_used:
-            self.allocator(self.used - self.most_used)
-        self.most_used = max(self.most_used, self.used)
+        if self.free[size]:
+            return self.free[size].pop(), True
+        if self.allocator:
+            self.allocator(size)
+        return np.full(size + 2 * GUARD + ALIGNMENT, POISON, np.uint8), False
+
+    def give(self, size, raw):
+        self.used -= size
+        if self.allocator:
+            self.free[size].append(raw)
 
     def used_bytes(self):
         return self.used
@@ -80,9 +106,8 @@ class Buffer:
     """`size` bytes, poisoned, between two guards."""
 
     def __init__(self, size, of_pool):
-        of_pool.take(size)
+        self.raw, self.used_before = of_pool.take(size)
         self.size, self.pool = size, of_pool
-        self.raw = np.full(size + 2 * GUARD + ALIGNMENT, POISON, np.uint8)
         self.start = GUARD + -(self.raw.ctypes.data + GUARD) % ALIGNMENT
         self.bytes = self.raw[self.start:self.start + size]
         self.mark = np.uint32(MARK + next(_serial) % 2**24)
@@ -100,9 +125,9 @@ class Buffer:
 
     def __del__(self):
         if hasattr(self, "guards"):
-            self.pool.used -= self.size
             if not self.intact():
                 damaged.append(self.size)
+            self.pool.give(self.size, self.raw)
 
 
 @contextmanager

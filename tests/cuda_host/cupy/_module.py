@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import tempfile
 import threading
+import weakref
 from functools import cache
 from pathlib import Path
 
@@ -101,18 +102,19 @@ class RawKernel:
         memory = [_argument(self.name, place, value) for place, value in enumerate(args)]
         values = (ctypes.c_void_p * len(args))(*[array.ctypes.data for array, _ in memory])
         codes = (ctypes.c_char_p * len(args))(*[code for _, code in memory])
-        changed(lambda: self._launch(sizes, args, memory, values, codes))
+        buffers = [weakref.ref(value._buffer) for value in args if isinstance(value, ndarray)]
+        changed(lambda: self._launch(sizes, buffers, memory, values, codes))
 
-    def _launch(self, sizes, args, memory, values, codes):
-        """memory: what `values` points into, which a graph must keep."""
+    def _launch(self, sizes, buffers, memory, values, codes):
+        """memory: what `values` points into, which a graph must keep. A graph keeps no array: buffers are references."""
         with _one_at_a_time:
             counters.launches += 1
             seed = ctypes.c_uint64(counters.launches * 0x9E3779B97F4A7C15 % 2**64)
-            problem = self.function(*sizes, seed, len(args), values, codes)
+            problem = self.function(*sizes, seed, len(memory), values, codes)
             if problem:
                 raise CUDADriverError(f"{self.name}: {problem.decode()}")
         every = counters.launches % 256 == 0
-        check_guards(None if every else [value._buffer for value in args if isinstance(value, ndarray)])
+        check_guards(None if every else [buffer() for buffer in buffers if buffer() is not None])
 
     def _size(self, what, size):
         if not isinstance(size, tuple):

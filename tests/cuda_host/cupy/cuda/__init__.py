@@ -1,8 +1,19 @@
-"""One device, one stream: everything has happened when a call returns, and waiting is only counted."""
+"""One device, whose streams are one: everything has happened when a call returns, and waiting is only counted.
+
+Only what is put on a stream that notes has not happened.
+"""
 import time
 
-from cupy._array import capture, waits
-from cupy._memory import Memory, MemoryPointer, MemoryPool, OutOfMemoryError, pool, using_allocator  # noqa: F401
+from cupy._array import capture, counters, waits
+from cupy._memory import (  # noqa: F401
+    Memory,
+    MemoryPointer,
+    MemoryPool,
+    OutOfMemoryError,
+    UnownedMemory,
+    pool,
+    using_allocator,
+)
 from cupy.cuda import compiler, memory, runtime  # noqa: F401
 
 
@@ -37,13 +48,14 @@ class Stream:
     """A stream; what is put on it has been done already."""
 
     def __init__(self, null=False, non_blocking=False, ptds=False):
-        self.ptr, self.non_blocking = 0, non_blocking
+        self.ptr, self.non_blocking, self.calls, self.broken = 0, non_blocking, None, False
 
     def __enter__(self):
+        capture.streams.append(self)
         return self
 
     def __exit__(self, *error):
-        pass
+        capture.streams.pop()
 
     def synchronize(self):
         waits()
@@ -60,12 +72,14 @@ class Stream:
         return self
 
     def begin_capture(self, mode=None):
-        if not self.non_blocking or capture.calls is not None:
+        if not self.non_blocking or self.calls is not None:
             raise runtime.CUDARuntimeError(900)
-        capture.calls = []
+        self.calls, self.broken = [], False
 
     def end_capture(self):
-        calls, capture.calls = capture.calls, None
+        calls, self.calls = self.calls, None
+        if calls is None or self.broken:
+            raise runtime.CUDARuntimeError(901)
         return Graph(calls)
 
 
@@ -76,6 +90,9 @@ class Graph:
         self._calls = calls
 
     def launch(self, stream=None):
+        if capture.calls is not None:
+            raise runtime.CUDARuntimeError(900)
+        counters.graphs += 1
         for call in self._calls:
             call()
 
@@ -84,7 +101,7 @@ Stream.null = Stream()
 
 
 def get_current_stream():
-    return Stream.null
+    return capture.streams[-1] if capture.streams else Stream.null
 
 
 class Event:
