@@ -185,6 +185,9 @@ RULES = {
     "folded": lambda weight, *_: [weight, weight.shape[-1:]], "prepare": _like,
 }
 WRITES = {"add_into": (0,), "zero": (0,), "update_running": (0, 1), "batchnorm_coefficients": (6,), "conv2d_unit_gradient": (11,)}
+# Operators that may write a result where one of their arguments lay, element by element: {name: (result, argument)}.
+IN_PLACE = {"conv2d_unit_gradient": (0, 8), "add": (0, 0), "relu_forward": (0, 0), "relu_backward": (0, 0),
+            "add_relu_gradient": (0, 0), "normalise": (0, 0), "normalise_gradient": (0, 0), "normalise_add_relu": (0, 2)}
 
 
 class Tracer:

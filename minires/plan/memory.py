@@ -7,17 +7,12 @@ checkpointing: Chen et al. 2016, https://arxiv.org/abs/1604.06174), if that lowe
 """
 from dataclasses import replace
 
-from minires.backends.trace import Array
+from minires.backends.trace import IN_PLACE, Array
 from minires.plan.program import like, root
 
 ALIGNMENT = 64  # bytes: a cache line
 SMALLEST = 1 << 14  # bytes; smaller values are left to the back end
 FEW_CHANNELS = 4  # of a convolution that is soon done again: a network's first
-
-
-# Operators that may write a result where one of their arguments lay, element by element: {name: (result, argument)}.
-IN_PLACE = {"conv2d_unit_gradient": (0, 8), "add": (0, 0), "relu_forward": (0, 0), "relu_backward": (0, 0),
-            "add_relu_gradient": (0, 0), "normalise": (0, 0), "normalise_gradient": (0, 0), "normalise_add_relu": (0, 2)}
 
 
 class Memory:

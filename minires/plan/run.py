@@ -1,4 +1,6 @@
 """A program for arrays of one shape, placed, and run: operator by operator the first time, then without Python."""
+from operator import call
+
 import numpy as np
 
 from minires.backends import ops_for
@@ -67,7 +69,7 @@ class Runner:
         if step.operator == "reshape":
             results = arguments[0].reshape(arguments[1])
         elif step.operator in ("numpy", "opaque"):
-            results = ops.here(_called, *arguments)
+            results = ops.here(call, *arguments)
         else:
             results = getattr(ops, step.operator)(*arguments)
         return results if isinstance(results, tuple) else (results,) if step.results else ()
@@ -76,7 +78,3 @@ class Runner:
         if isinstance(value, Array):
             return self._values[value]
         return tuple(map(self._known, value)) if isinstance(value, tuple) else value
-
-
-def _called(function, *arguments):
-    return function(*arguments)

@@ -11,6 +11,7 @@ from numba.core import event
 from minires.backends.composed import digest, folded
 from minires.backends.cpu import threads
 from minires.backends.cpu.ahead import ahead
+from minires.backends.cpu.algorithm import kernel_name as kernel_name  # of no operator
 from minires.backends.cpu.conv import conv2d_forward, conv2d_input_gradient, conv2d_weight_gradient
 from minires.backends.cpu.elementwise import (
     adamw_update,
