@@ -45,32 +45,43 @@ class Row(NamedTuple):
     bytes: int
     kernel: str
 
+    def cells(self):
+        """What stands in a table, as text."""
+        return (*self[:6], f"{self.flops / 1e9:.3f}" if self.flops else "",
+                f"{self.bytes / 1e6:.2f}" if self.bytes >= 5000 else "", self.kernel)
+
 
 def rows(steps, inputs=()):
-    """A Row for each step.
-
-    Values are named by what they are: x and target the inputs, z what a convolution writes, y an activation, g a gradient by
-    a value, d one by a weight; w is a weight, +n are n vectors of a channel's numbers.
-    """
-    names = dict(zip(inputs, ("x", "target"), strict=False))
-    found, counts = [], Counter()
-    for step in steps:
+    """A Row for each step. Values have their `names`; w is a weight, +n are n vectors of a channel's numbers."""
+    found, (known, marks) = [], names(steps, inputs)
+    for step, mark in zip(steps, marks, strict=True):
         into = _written_arguments(step)
         reads = [array for array in _arrays(step.arguments) if not any(array is other for other in into)]
-        # A forward operator in the backward pass is done again, unless what it adds are gradients.
-        again = step.operator in FORWARD and not any(names.get(array, "").startswith("g") for array in step.reads())
-        mark = "" if not step.backward else "~" if again else "<"
-        for place, array in enumerate(step.results):
-            if array is not None and array.ndim != 1:
-                letter = _letter(step, mark, place, array)
-                counts[letter] += 1
-                names[array] = names.get(array.base) or (letter if letter == "loss" else f"{letter}{counts[letter]}")
         besides = [] if not into else ["running"] if step.operator == "update_running" else ["grad"]
         shape = next((array.shape for array in step.results if array is not None), ())
-        found.append(Row(step.operator, mark, step.layer, _named(reads, names),
-                         " ".join(filter(None, [_named(step.results, names), *besides])), "x".join(map(str, shape)),
+        found.append(Row(step.operator, mark, step.layer, _named(reads, known),
+                         " ".join(filter(None, [_named(step.results, known), *besides])), "x".join(map(str, shape)),
                          flops(step), moved_bytes(step), kernel(step)))
     return found
+
+
+def names(steps, inputs=()):
+    """({Array: a short name}, [the mark of each step]).
+
+    x and target are the inputs, z is what a convolution writes, y another activation, g a gradient by a value, d one by a
+    weight; each is numbered in the order of the steps.
+    """
+    known, marks, counts = dict(zip(inputs, ("x", "target"), strict=False)), [], Counter()
+    for step in steps:
+        # A forward operator in the backward pass is done again, unless what it adds are gradients.
+        again = step.operator in FORWARD and not any(known.get(array, "").startswith("g") for array in step.reads())
+        marks.append("" if not step.backward else "~" if again else "<")
+        for place, array in enumerate(step.results):
+            if array is not None and array.ndim != 1:
+                letter = _letter(step, marks[-1], place, array)
+                counts[letter] += 1
+                known[array] = known.get(array.base) or (letter if letter == "loss" else f"{letter}{counts[letter]}")
+    return known, marks
 
 
 def flops(step):
@@ -109,8 +120,7 @@ def kernel(step):
 def text(found):
     """Rows as lines of text, numbered, under a line of headings."""
     lines = [("", "operator", "", "layer", "reads", "writes", "shape", "GFLOP", "MB", "kernel")]
-    lines += [(str(number), *row[:6], f"{row.flops / 1e9:.3f}" if row.flops else "", f"{row.bytes / 1e6:.2f}" if row.bytes >= 5000 else "", row.kernel)
-              for number, row in enumerate(found, 1)]
+    lines += [(str(number), *row.cells()) for number, row in enumerate(found, 1)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     right = {0, 6, 7, 8}
     return "\n".join("  ".join(f"{cell:>{width}}" if place in right else f"{cell:{width}}" for place, (cell, width)
@@ -133,9 +143,9 @@ def _with_dilation(geometry):
     return (*geometry, (1, 1))[:3]
 
 
-def _named(arrays, names):
+def _named(arrays, known):
     arrays = [array for array in arrays if array is not None]
-    large = [names.get(array, "w") if isinstance(array, Array) else "w" for array in arrays if array.ndim != 1]
+    large = [known.get(array, "w") if isinstance(array, Array) else "w" for array in arrays if array.ndim != 1]
     small = sum(array.ndim == 1 for array in arrays)
     return " ".join([*dict.fromkeys(large), *([f"+{small}"] if small else [])])
 
