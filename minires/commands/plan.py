@@ -74,8 +74,8 @@ def _print_steps(found, measured, what):
         times = (f"{1e3 * seconds[number]:.3f}" for seconds in measured[:2]) if measured else ()
         table.add_row(str(number + 1), *row.cells(), *times)
     _print(table)
-    typer.echo(f"\n{what}\n< backward, ~ made again for it; z a convolution's, y another activation, g a gradient, w weights, "
-               "+n vectors of a channel's numbers")
+    typer.echo(f"\n{what}\n< backward, ~ made again for it; z a convolution's, y another activation, g a gradient, "
+               "w weights, +n vectors of a channel's numbers")
     typer.echo(found.totals())
     if measured:
         seconds, least, whole = measured
