@@ -59,7 +59,8 @@ def rows(steps, inputs=()):
         reads = [array for array in _arrays(step.arguments) if not any(array is other for other in into)]
         besides = [] if not into else ["running"] if step.operator == "update_running" else ["grad"]
         shape = next((array.shape for array in step.results if array is not None), ())
-        found.append(Row(step.operator, mark, step.layer, _named(reads, known),
+        operator = f"numpy.{step.arguments[0].__name__}" if step.operator == "numpy" else step.operator
+        found.append(Row(operator, mark, step.layer, _named(reads, known),
                          " ".join(filter(None, [_named(step.results, known), *besides])), "x".join(map(str, shape)),
                          flops(step), moved_bytes(step), kernel(step)))
     return found
@@ -68,13 +69,14 @@ def rows(steps, inputs=()):
 def names(steps, inputs=()):
     """({Array: a short name}, [the mark of each step]).
 
-    x and target are the inputs, z is what a convolution writes, y another activation, g a gradient by a value, d one by a
-    weight; each is numbered in the order of the steps.
+    inputs: Arrays that no step makes, called x and target, or {Array: name}. z is what a convolution writes, y another
+    activation, g a gradient by a value, d one by a weight; each is numbered in the order of the steps.
     """
-    known, marks, counts = dict(zip(inputs, ("x", "target"), strict=False)), [], Counter()
+    known = dict(inputs if isinstance(inputs, dict) else zip(inputs, ("x", "target"), strict=False))
+    marks, counts = [], Counter()
     for step in steps:
         # A forward operator in the backward pass is done again, unless what it adds are gradients.
-        again = step.operator in FORWARD and not any(known.get(array, "").startswith("g") for array in step.reads())
+        again = step.operator in FORWARD and not any(known.get(array, "").startswith(("g", "d")) for array in step.reads())
         marks.append("" if not step.backward else "~" if again else "<")
         for place, array in enumerate(step.results):
             if array is not None and array.ndim != 1:

@@ -32,7 +32,7 @@ class Plan:
         found, constant = self.rows(), len(self.program.constant)
         once = f", {constant} more when weights change" if constant else ""
         return "\n".join([f"{len(found)} steps{once}; {sum(row.flops for row in found) / 1e9:.2f} GFLOP, "
-                          f"{sum(row.bytes for row in found) / 1e6:.1f} MB moved, memory {self.peak_bytes / 2**20:.1f} MiB",
+                          f"{sum(row.bytes for row in found) / 1e6:.2f} MB moved, memory {self.peak_bytes / 2**20:.2f} MiB",
                           *(f"opaque: {layer or 'the loss or the model'}: {why}" for layer, why in self.opaque)])
 
     def __str__(self):

@@ -4,6 +4,7 @@ from itertools import groupby
 from matplotlib.patches import Patch, Rectangle
 
 from minires.backends.listing import names
+from minires.plots.derivations import NotebookFigure
 from minires.plots.style import COLOURS, QUIET, new_figure, quiet_axes, save_png
 
 MIB = 2**20
@@ -15,12 +16,12 @@ NAMED = 0.018, 0.019  # width and height, of the picture's, from which a value h
 def draw_memory(plan, path=None, title="memory over the step"):
     """Each value of a plan (see `minires.plan.report.Plan`) as a rectangle: the steps it lives, the bytes it lies in.
 
-    -> the figure; written as a PNG to `path` if that is given.
+    Written as a PNG to `path`; without one -> the figure, which a notebook shows.
     """
     known, marks = names(plan.steps, plan.program.inputs)
     count, lives, offsets = len(plan.steps), plan.memory.lives, plan.memory.offsets
     top = max(plan.peak_bytes, 1) / MIB
-    figure = new_figure(12, 6.2)
+    figure = NotebookFigure(figsize=(12, 6.2), layout="constrained") if path is None else new_figure(12, 6.2)
     axes = quiet_axes(figure, figure.add_gridspec(1, 1)[0], title, "step", "MiB of the slab", whole=True)
     axes.grid(False)
     axes.set(xlim=(0.5, count + 0.5), ylim=(0, 1.13 * top))
@@ -45,9 +46,9 @@ def draw_memory(plan, path=None, title="memory over the step"):
     _stages(axes, plan.steps, 1.045 * top)
     handles = [Patch(facecolor=colour, label=label) for kind, (colour, label) in KINDS.items() if kind in found]
     figure.legend(handles=handles, frameon=False, fontsize=9, ncols=5, loc="outside lower center", borderpad=0.2)
-    if path is not None:
-        save_png(figure, path)
-    return figure
+    if path is None:
+        return figure
+    return save_png(figure, path)
 
 
 def _stages(axes, steps, height):
