@@ -24,7 +24,7 @@ def draw_memory(plan, path=None, title="memory over the step"):
     figure = NotebookFigure(figsize=(12, 6.2), layout="constrained") if path is None else new_figure(12, 6.2)
     axes = quiet_axes(figure, figure.add_gridspec(1, 1)[0], title, "step", "MiB of the slab", whole=True)
     axes.grid(False)
-    axes.set(xlim=(0.5, count + 0.5), ylim=(0, 1.13 * top))
+    axes.set(xlim=(0.5, count + 0.5), ylim=(0, 1.19 * top))
     found = set()
     for array, (first, last) in lives.items():
         name = known.get(array, "")
@@ -42,8 +42,8 @@ def draw_memory(plan, path=None, title="memory over the step"):
     if begin is not None:
         axes.axvline(begin + 0.5, color=COLOURS[1], linewidth=1.4)
         for text, side, away in (("forward", "right", -0.6), ("backward", "left", 0.6)):
-            axes.text(begin + 0.5 + away, 1.115 * top, text, ha=side, va="top", fontsize=9.5, color=COLOURS[1])
-    _stages(axes, plan.steps, 1.045 * top)
+            axes.text(begin + 0.5 + away, 1.175 * top, text, ha=side, va="top", fontsize=9.5, color=COLOURS[1])
+    _stages(axes, plan.steps, 1.085 * top)
     handles = [Patch(facecolor=colour, label=label) for kind, (colour, label) in KINDS.items() if kind in found]
     figure.legend(handles=handles, frameon=False, fontsize=9, ncols=5, loc="outside lower center", borderpad=0.2)
     if path is None:
