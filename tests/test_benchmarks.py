@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 import benchmarks
-from benchmarks import fusion, kernels, methods, roofline, scaling, table
+from benchmarks import fusion, kernels, methods, scaling, table
 from benchmarks.profile import main as profile
-from minires.bench import compare, tables
+from minires.bench import compare, roofline, tables
 from minires.bench.workers import Worker, WorkerError, spread, take_turns
 from minires.cli import main
 from minires.errors import UserError
