@@ -191,22 +191,20 @@ def _recorded(operators):
 
 
 def training_step(model, batch, backend="cpu"):
-    """The launches of one training step on images of 32 x 32: fused blocks, cross-entropy, SGD."""
+    """The launches of one training step on images of 32 x 32: planned, cross-entropy, SGD."""
     from minires.backends import use_backend
     from minires.bench.engines import SGD
-    from minires.layers.fused import fuse
     from minires.losses import CrossEntropyLoss
     from minires.models import build_model
     from minires.optim import SGD as Optimiser
+    from minires.plan import compile
 
     rng = np.random.default_rng(0)
-    network, loss = fuse(build_model(model)), CrossEntropyLoss()
-    network.input_gradient = False
+    network = build_model(model)
     optimiser = Optimiser(network.parameters(), **SGD)
     x, target = rng.standard_normal((batch, 32, 32, 3), np.float32), rng.integers(0, 10, batch)
     with use_backend(backend), _recorded(importlib.import_module(f"minires.backends.{backend}")) as launches:
-        loss.forward(network.forward(x), target)
-        network.backward(loss.backward())
+        compile(network, CrossEntropyLoss())(x, target)
         optimiser.step()
     return launches
 

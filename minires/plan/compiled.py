@@ -76,8 +76,9 @@ class _Compiled:
 def planned(program, rewrites):
     """The Plan of a traced program."""
     stages = [("traced", tuple(program.steps))]
-    for change in (Program.drop_unread, *rewrites, *([Program.part_constant] if rewrites is EVALUATION else ()),
-                   Program.drop_unread, recompute, normalise_where_read):  # the last of what is made again for one reader
+    constant = [Program.part_constant] if rewrites is EVALUATION else []
+    once_more = [change for change in rewrites if change is normalise_where_read]  # of what is made again for one reader
+    for change in (Program.drop_unread, *rewrites, *constant, Program.drop_unread, recompute, *once_more):
         change(program)
         stages.append((change.__name__, tuple(program.steps)))
     return Plan(program, Memory(program), stages)
@@ -111,8 +112,8 @@ class TrainingStep(_Compiled):
     x: (N, H, W, C), target: as the loss takes it. On a GPU the loss is an array of the device, read when it is needed.
     """
 
-    def __init__(self, model, loss, input_gradient=False):
-        super().__init__(model, loss, TRAINING)
+    def __init__(self, model, loss, input_gradient=False, rewrites=TRAINING):
+        super().__init__(model, loss, rewrites)
         self._input_gradient = input_gradient
 
     def __call__(self, x, target):
