@@ -20,7 +20,6 @@ from minires import layers, models
 from minires.backends.reference import output_size
 from minires.layer import Sequential
 from minires.layers.arguments import pair
-from minires.layers.fused import fuse
 from minires.study import randomise_parameters
 
 WIDTHS = (4, 8, 3, 16, 5, 1, 17)  # channels: what vectors divide, in one dtype or both, and what they do not
@@ -33,12 +32,11 @@ class Network(NamedTuple):
     layers: tuple
     shape: tuple
     training: bool = True
-    fused: bool = False
 
     def build(self, dtype=np.float64, seed=0):
         """The network with random weights."""
         model = Sequential(*map(_layer, self.layers)).astype(dtype)
-        return randomise_parameters(fuse(model, self.fused).train(self.training), np.random.default_rng(seed))
+        return randomise_parameters(model.train(self.training), np.random.default_rng(seed))
 
 
 def examples(count):
@@ -61,11 +59,11 @@ def _layer(description):
 def networks(draw):
     """Networks of one to seven layers for a batch of one to five images, or small ones of the CIFAR family."""
     pick = Pick(draw)
-    training, fused, rows, columns = pick(True, False), pick(False, True), pick(6, 8, 9, 12, 5, 7), pick(8, 6, 7, 4, 11)
+    training, rows, columns = pick(True, False), pick(6, 8, 9, 12, 5, 7), pick(8, 6, 7, 4, 11)
     N, C = pick(2, 1, 3, 5), pick(*WIDTHS)
     if pick(False, False, True, False):
         family = pick(8, 14), pick(10, 3), *pick(("A", False), ("B", False), ("A", True)), C
-        return Network((("CifarResNet", family),), (N + 1, rows, columns, C), training, fused)
+        return Network((("CifarResNet", family),), (N + 1, rows, columns, C), training)
     made = []
     shape = _append_layers(pick, made, (N, rows, columns, C), pick(3, 2, 1, 4, 5, 6, 7), training)
     tail = pick("none", "pool", "flatten")
@@ -73,7 +71,7 @@ def networks(draw):
         features = shape[3] if tail == "pool" else int(np.prod(shape[1:]))
         made += [("GlobalAvgPool2d" if tail == "pool" else "Flatten", ()),
                  ("Linear", (features, pick(10, 1, 7), pick(True, False)))]
-    return Network(tuple(made), (N, rows, columns, C), training, fused)
+    return Network(tuple(made), (N, rows, columns, C), training)
 
 
 class Pick:

@@ -275,7 +275,7 @@ def test_scaling_compares_threads_batches_and_depths(results):
 def test_each_rewrite_is_left_out_once(results, capsys):
     rewrites.main("resnet20", 2, 1, THREADS, "rewrites")
     rows = json.loads((results / "rewrites.json").read_text())["rows"]
-    assert list(rows)[0] == "all" and list(rows)[-1] == "none" and len(rows) == len(TRAINING) + 2
+    assert next(iter(rows)) == "all" and list(rows)[-1] == "none" and len(rows) == len(TRAINING) + 2
     assert rows["all"]["ratio"] == 1 and all(row["seconds"] > 0 for row in rows.values())
     assert rows["none"]["peak_bytes"] > rows["all"]["peak_bytes"]
     with pytest.raises(UserError, match="1 or more"):

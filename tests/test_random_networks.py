@@ -3,15 +3,18 @@
 Errors are relative to the largest entry of an array, or to FLOOR of the network's largest gradient if that is more: what is
 zero in exact arithmetic, as the gradient of a bias before a batch normalisation, is rounding in every back end.
 """
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import random_networks
 from conftest import each_backend
 from hypothesis import assume, given
 
+import minires
 from minires.backends import reference, to_device, to_numpy, use_backend
 from minires.layers import MaxPool2d, ReLU
-from minires.layers.fused import fuse
+from minires.study.planned import Given
 
 FLOOR = 1e-4
 # float32 is compared where rounding does not decide whether a ReLU is open, or which pixel is a window's largest.
@@ -43,9 +46,9 @@ def errors(found, expected):
 
 
 def by_reference(network, dtype=np.float64, heard=None):
-    """The same, computed by the reference, unfused."""
+    """The same, computed by the reference, layer by layer."""
     with use_backend("reference"):
-        model = fuse(network.build(dtype), False)
+        model = network.build(dtype)
         listeners = {} if heard is None else {layer: heard for _, layer in model.named_layers()}
         return outcome(model, network, dtype, heard=listeners)
 
@@ -57,6 +60,36 @@ def test_in_float64(module, network):
     found = outcome(network.build(), network, np.float64, module)
     wrong = errors(found, by_reference(network))
     assert max(wrong.values()) < 1e-10, wrong
+
+
+@pytest.mark.parametrize("module", each_backend("reference", "cpu", "cuda"))
+@random_networks.examples(25)
+@given(network=random_networks.networks())
+def test_planned_in_float64(module, network):
+    """The first run of a plan and the ones that repeat it, forward and backward, and its folded forward pass."""
+    model, rng = network.build(), np.random.default_rng(1)
+    x, expected = rng.standard_normal(network.shape), by_reference(network)
+    dy = rng.standard_normal(expected["y"].shape)
+    device = "cuda" if module == "cuda" else "cpu"
+    model.to(device)
+    before = {name: to_numpy(array).copy() for name, array in model.state_dict().items()}
+    step = minires.compile(model, Given(), input_gradient=True)
+    predict = minires.compile(model)
+    with use_backend("reference") if module == "reference" else nullcontext():
+        for _ in range(3):
+            model.load_state_dict(before)
+            _, y, dx = step(to_device(x, device), to_device(dy, device))
+            arrays = {"y": y, "dx": dx, **{name: parameter.grad for name, parameter in model.named_parameters()},
+                      **{name: array for name, array in model.state_dict().items() if "running" in name}}
+            wrong = errors({name: to_numpy(array) for name, array in arrays.items()}, expected)
+            assert max(wrong.values()) < 1e-10, wrong
+        assert step.opaque == []
+        model.load_state_dict(before)
+        with use_backend("reference"):
+            evaluated = network.build().eval().forward(x)
+        for _ in range(2):
+            y = to_numpy(predict(to_device(x, device)))
+            assert np.abs(y - evaluated).max() <= 1e-10 * max(np.abs(evaluated).max(), 1)
 
 
 @pytest.mark.parametrize("module", each_backend("cpu", "cuda"))
