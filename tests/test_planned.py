@@ -2,8 +2,11 @@
 import numpy as np
 import pytest
 
+from minires.backends import HOST_BACKENDS, use_backend
 from minires.layer import Layer, Parameter, Sequential
-from minires.layers import BasicBlock, Conv2d, ReLU
+from minires.layers import BasicBlock, Conv2d, Linear, ReLU
+from minires.losses import CrossEntropyLoss
+from minires.plan import compile
 from minires.study import check_gradients, distinct_nonzero, randomise_parameters
 from minires.study.planned import Planned
 
@@ -44,3 +47,11 @@ def test_a_planned_layer_has_the_names_and_numbers_of_the_one_inside(backend, rn
         np.testing.assert_allclose(parameter.grad, 2 * once, rtol=0, atol=1e-12 * np.abs(once).max())  # added, as always
     with pytest.raises(RuntimeError, match=r"Planned.backward needs what forward keeps"):
         planned.backward(dy)
+
+
+def test_the_loss_of_a_step_is_a_float(rng):
+    """Of the reference too, which gives a NumPy scalar."""
+    x, target = rng.standard_normal((3, 5), np.float32), np.array([0, 1, 1])
+    for name in HOST_BACKENDS:
+        with use_backend(name):
+            assert type(compile(Linear(5, 2, rng=rng), CrossEntropyLoss())(x, target)[0]) is float

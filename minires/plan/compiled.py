@@ -125,7 +125,8 @@ class TrainingStep(_Compiled):
             dx = self.model.backward(self.loss.backward())
             return (value, y, dx) if self._input_gradient else (value, y)
         value, *others = found.run((x, target))
-        return float(value) if isinstance(value, np.ndarray) else value.copy(), *(array.copy() for array in others)
+        value = float(value) if isinstance(value, np.ndarray | np.generic) else value.copy()
+        return value, *(array.copy() for array in others)
 
     def plan(self, shape, target_shape=None, dtype=np.float32, target_dtype=np.int64):
         """The Plan for x of a shape (N, H, W, C), and targets (N,) of whole numbers unless said otherwise."""
