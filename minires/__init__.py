@@ -1,6 +1,46 @@
 """minires: a from-scratch, autograd-free ResNet engine that a person can read.
 
-The names below are loaded when they are first used: `import minires` imports neither numba, cupy nor matplotlib.
+The names that a script needs most, as minires.NAME (loaded when first used: numba, cupy and matplotlib stay out until then):
+
+    Layer              what every layer, block and network is: forward, backward, parameters, state_dict, train, eval
+    Parameter          an array that is learned, and its gradient
+    Sequential         layers one after another
+    inference_mode     `with inference_mode():` forward keeps nothing for backward
+    build_model        a network by name: build_model("resnet20"), ... "resnet152", "plain20", ...
+    seed               start anew the random numbers of layers that are made without `rng`
+    CrossEntropyLoss   softmax and cross-entropy; loss.forward(y, target) is a number, loss.backward() is dy
+    MSELoss            the mean of the squared differences
+    SGD                momentum, Nesterov and weight decay, PyTorch's formula
+    AdamW              Adam with decoupled weight decay
+    Trainer            the training loop, its metrics and its run folder
+    check_gradients    prove a layer's backward against numerical differences
+    use_backend        `with use_backend("reference"):` compute by the plain NumPy operators
+    set_num_threads    how many threads the CPU kernels use
+    compile            a training step, or a forward pass, planned: the same numbers, sooner and in less memory
+    UserError          every mistake of the caller's, in one sentence
+
+Where the rest lives; help(minires.layers) and so on go on from here:
+
+    minires.layer        the contract of a layer, and a glossary of the signs that the derivations use
+    minires.layers       Conv2d, BatchNorm2d, ReLU, MaxPool2d, ... BasicBlock: each docstring derives its backward pass
+    minires.losses       the losses
+    minires.init         initial weights, and what `rng` may be
+    minires.optim        the optimisers
+    minires.schedules    learning rates: StepLR, MultiStepLR, CosineLR, OneCycleLR, WarmUp
+    minires.models       the networks: MODELS lists their names; summary counts parameters and multiply-adds
+    minires.data         load_dataset, Dataset, Loader, augmentation, split_train_validation
+    minires.training     Trainer, recipes, checkpoints, evaluate, load_model
+    minires.evaluation   what `minires eval` and `minires predict` do with a checkpoint
+    minires.study        gradient checks, forward mode, Hessians, exercises, planted bugs, the residual X-ray
+    minires.interop      weights from PyTorch and for it: minires.interop.torch
+    minires.plots        the pictures, one file per subject
+    minires.backends     the operators: reference (NumPy), cpu (Numba), cuda (CuPy); to_device, to_numpy
+    minires.plan         how a step is computed: the program that `compile` makes of a model, rewritten, placed and run
+    minires.bench        engines side by side, as `minires bench` prints it
+    minires.commands     the command line, one file per command; minires.cli gathers them: `minires --help`
+    minires.files        safetensors in and out
+    minires.reprs        how objects print themselves
+    minires.errors       UserError
 """
 import importlib
 
@@ -8,7 +48,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Layer": "layer", "Parameter": "layer", "Sequential": "layer", "inference_mode": "layer",
-    "build_model": "models", "compile": "plan",
+    "seed": "init", "build_model": "models", "compile": "plan",
     "use_backend": "backends", "set_num_threads": "backends",
     "CrossEntropyLoss": "losses", "MSELoss": "losses", "SGD": "optim", "AdamW": "optim",
     "Trainer": "training", "check_gradients": "study", "UserError": "errors",

@@ -4,6 +4,7 @@ doctor.
 Exit codes: 0 done, 1 a fault of ours or a gradient that is wrong, 2 wrong input, 130 stopped by Ctrl-C. Each command
 imports what it needs when it runs, so that `minires --help` is quick.
 """
+import importlib
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -70,6 +71,8 @@ def train(
                             validation, shortcut, data_dir)
         folder = None
     trainer, card = build_run(settings, folder, device)
+    if device == "cpu":
+        importlib.import_module("minires.backends.cpu")  # a back end that refuses does so before a run's folder is made
     if resume is not None:
         trainer.restore()
         if trainer.epoch >= settings.epochs:

@@ -4,15 +4,27 @@
     dx = layer.backward(dy)  # dL/dx; adds dL/dparameter to parameter.grad; frees what forward kept
     with inference_mode():   # forward keeps nothing
         y = layer.forward(x)
+
+What the derivations of this project are written in, docstrings and notebooks alike:
+
+    dy, dx      gradients: dL/dy and dL/dx of the loss L, of y's and of x's shape
+    δx          a small change of x; δy is the change of y that it makes, to first order
+    <a, b>      sum(a * b) over all entries. So δL = <dy, δy>: that is what dy means
+    A^T         the transpose of a linear map A, also called its adjoint: <A u, v> = <u, A^T v> for all u and v
+    s, x_hat    of a normalisation: 1 / sqrt(var + eps), and (x - mean) * s
+
+A backward pass is a transpose: δy = A δx makes δL = <dy, A δx> = <A^T dy, δx>, hence dx = A^T dy.
 """
 import functools
 from contextlib import contextmanager
 from contextvars import ContextVar
+from enum import Enum
 
 import numpy as np
 
 from minires.backends import device_of, ops_for, to_device, to_numpy
 from minires.errors import UserError
+from minires.reprs import Shown, describe
 
 _inference = ContextVar("minires_inference", default=None)  # inside inference_mode a dict: see inference_cache
 _watch = ContextVar("minires_watch", default=(None, True))  # what `calls_go_to` was given
@@ -42,7 +54,33 @@ def inference_cache():
     return _inference.get()
 
 
-class Parameter:
+_changes = [0]
+
+
+def changes():
+    """How often anything was set on any layer or parameter, but for what forward keeps."""
+    return _changes[0]
+
+
+def changed():
+    """Count a change that was made past the attributes, as through vars(layer)."""
+    _changes[0] += 1
+
+
+class _Noticed:
+    """Counts what is set on it: see `changes`."""
+
+    def __setattr__(self, name, value):
+        object.__setattr__(self, name, value)
+        if name != "_kept":
+            _changes[0] += 1
+
+    def __delattr__(self, name):
+        object.__delattr__(self, name)
+        _changes[0] += 1
+
+
+class Parameter(Shown, _Noticed):
     """An array that is learned, and the gradient of the loss with respect to it, of the same shape and dtype.
 
     `backward` adds to `grad`; `zero_grad` empties it. `decays` says whether weight decay is meant for it when an
@@ -65,9 +103,6 @@ class Parameter:
     def convert(self, change):
         """Replace data and gradient by `change` of them (a dtype or device conversion)."""
         self.data, self.grad = change(self.data), change(self.grad)
-
-    def __repr__(self):
-        return f"Parameter{tuple(self.data.shape)}"
 
 
 def zero_gradients(parameters):
@@ -137,7 +172,13 @@ def listening(layers, listener):
                 del layer.listeners
 
 
-class Layer:
+class Kept(Enum):
+    """Why a layer holds nothing for backward: no forward yet, a backward used it, or forward was in inference_mode."""
+
+    NOTHING_YET, USED, INFERENCE = range(3)
+
+
+class Layer(_Noticed):
     """A function with a hand-written derivative. Subclasses write `forward` and `backward`, one under the other.
 
     Attributes that are Parameters or Layers are found automatically, in the order of construction;
@@ -151,7 +192,7 @@ class Layer:
     buffers = ()
     training = True
     listeners = ()
-    _kept = "nothing yet"
+    _kept = Kept.NOTHING_YET  # a tuple once forward has saved something
 
     def __init_subclass__(cls, **options):
         super().__init_subclass__(**options)
@@ -170,21 +211,26 @@ class Layer:
     def __call__(self, x):
         return self.forward(x)
 
+    def __repr__(self):
+        return describe(self, self.named_children())
+
     # --- what forward keeps for backward ---
 
     def _save(self, *kept):
-        self._kept = "nothing in inference_mode" if in_inference_mode() else kept
+        self._kept = Kept.INFERENCE if in_inference_mode() else kept
 
     def _saved(self):
-        kept, self._kept = self._kept, "it for one backward only"
-        if isinstance(kept, str):
-            raise RuntimeError(f"{type(self).__name__}.backward needs what forward keeps, and forward kept {kept}: "
+        kept, self._kept = self._kept, Kept.USED
+        if isinstance(kept, Kept):
+            what = {Kept.NOTHING_YET: "nothing yet", Kept.USED: "it for one backward only",
+                    Kept.INFERENCE: "nothing in inference_mode"}[kept]
+            raise RuntimeError(f"{type(self).__name__}.backward needs what forward keeps, and forward kept {what}: "
                                "call forward, outside inference_mode, before each backward")
         return kept
 
     def forget(self):
         """Drop what the last forward kept, here and below (after a forward that no backward will follow)."""
-        self._kept = "nothing yet"
+        self._kept = Kept.NOTHING_YET
         for _, child in self.named_children():
             child.forget()
         return self
@@ -281,7 +327,7 @@ class Layer:
         if problems:
             raise UserError(f"these weights do not fit this {type(self).__name__}: " + "; ".join(problems))
         for name, array in own.items():
-            array[...] = to_device(np.asarray(state[name], array.dtype), "cpu" if isinstance(array, np.ndarray) else "cuda")
+            array[...] = to_device(np.asarray(state[name], array.dtype), device_of(array))
         self._weights_changed()
         return self
 

@@ -3,9 +3,10 @@ import numpy as np
 
 from minires.backends import ops_for
 from minires.errors import UserError
+from minires.reprs import Shown
 
 
-class CrossEntropyLoss:
+class CrossEntropyLoss(Shown):
     """Softmax and cross-entropy in one, averaged over the batch.
 
     y: (N, K) logits; target: (N,) integers in 0 .. K-1
@@ -13,7 +14,7 @@ class CrossEntropyLoss:
         p = softmax(y)      q = (1 - label_smoothing) * one_hot(target) + label_smoothing / K
         loss = -sum over N, K of q * log(p) / N
 
-    Backward. log p_j = y_j - log(sum_k exp y_k), so d(log p_j)/d(y_i) = [i = j] - p_i, and since sum(q) = 1:
+    Backward. log p = y - log(sum exp y), so row by row δ(log p) = δy - sum(p * δy), δL = -sum(q * δ(log p)), and sum(q) = 1:
 
         dy = (p - q) / N
 
@@ -32,7 +33,7 @@ class CrossEntropyLoss:
             raise UserError(f"CrossEntropyLoss expects logits y of shape (N, K), at least one row, got {tuple(y.shape)}")
         N = len(y)
         if target.shape != (N,) or target.dtype.kind not in "iu":
-            raise UserError(f"CrossEntropyLoss expects {N} integer targets, one a row of y, got shape {target.shape} of "
+            raise UserError(f"CrossEntropyLoss expects {N} integer targets, one per row of y, got shape {target.shape} of "
                             f"dtype {target.dtype}")
         loss, softmax = ops_for(y).softmax_cross_entropy_forward(y, target, self.label_smoothing)
         self._kept = softmax, target
@@ -43,7 +44,7 @@ class CrossEntropyLoss:
         return ops_for(softmax).softmax_cross_entropy_backward(softmax, target, self.label_smoothing)
 
 
-class MSELoss:
+class MSELoss(Shown):
     """The mean of the squared differences over all elements.
 
     y, target: one shape        loss = mean((y - target)^2)        backward: dy = 2 (y - target) / size

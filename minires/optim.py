@@ -1,12 +1,13 @@
 """Optimisers: they read each parameter's `grad` and move its `data`, in place."""
 import numpy as np
 
-from minires.backends import ops_for, to_device, to_numpy
+from minires.backends import device_of, ops_for, to_device, to_numpy
 from minires.errors import UserError
 from minires.layer import zero_gradients
+from minires.reprs import Shown
 
 
-class _Optimiser:
+class _Optimiser(Shown):
     """A list of parameters, a learning rate that schedules set, and state arrays of the parameters' shapes.
 
     `decay_all=False` spares biases and normalisation parameters from weight decay.
@@ -32,7 +33,7 @@ class _Optimiser:
         """Move every parameter by its gradient."""
         self.steps += 1
         data, grads = tuple(p.data for p in self.parameters), tuple(p.grad for p in self.parameters)
-        if isinstance(data[0], np.ndarray) != isinstance(self.state[0][0], np.ndarray):
+        if device_of(data[0]) != device_of(self.state[0][0]):
             raise UserError(f"{type(self).__name__} was made before its parameters were moved to another device: make it "
                             "after model.to(...)")
         decays = tuple(self.weight_decay if self.decay_all or p.decays else 0.0 for p in self.parameters)
@@ -54,8 +55,7 @@ class _Optimiser:
         self.steps = int(state["steps"])
         for index, arrays in enumerate(self.state):
             for name, array in zip(self.slots, arrays, strict=True):
-                device = "cpu" if isinstance(array, np.ndarray) else "cuda"
-                array[...] = to_device(np.asarray(state[f"{index}.{name}"], array.dtype), device)
+                array[...] = to_device(np.asarray(state[f"{index}.{name}"], array.dtype), device_of(array))
 
 
 class SGD(_Optimiser):

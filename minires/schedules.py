@@ -12,9 +12,10 @@ from 0; the rate before the first step is `lr_at(0)`.
 import math
 
 from minires.errors import UserError
+from minires.reprs import Shown
 
 
-class Schedule:
+class Schedule(Shown):
     """What the schedules share. Subclasses write `lr_at`.
 
     The base rate is the optimiser's at construction; construction sets the rate of the first step.
@@ -89,6 +90,7 @@ class OneCycleLR(Schedule):
         if not 0 <= pct_start <= 1:
             raise UserError(f"pct_start is the fraction of the steps that go up, 0 to 1, got {pct_start!r}")
         self.max_lr, self.total_steps = max_lr, _steps("total_steps", total_steps)
+        self.pct_start, self.div_factor, self.final_div_factor = pct_start, div_factor, final_div_factor
         self.initial_lr = max_lr / div_factor
         self.final_lr = self.initial_lr / final_div_factor
         self.peak_step = pct_start * total_steps - 1

@@ -11,14 +11,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis.configuration import set_hypothesis_home_dir
 
+import minires
 from minires import backends
 from minires.backends import HOST_BACKENDS, set_num_threads, use_backend
+from minires.backends.cpu.images import poison_scratch
 from minires.backends.cpu.threads import MOST_THREADS
 
 HERE = Path(__file__).resolve().parent
 DATA = HERE.parents[1] / "shared" / "data"
 BACKENDS = (*HOST_BACKENDS, "cuda")
+
+poison_scratch()  # a kernel that reads scratch memory which it has not written meets a NaN
 
 
 def _device_is_there():
@@ -40,6 +45,7 @@ if not ON_DEVICE:
 
 
 def pytest_configure(config):
+    set_hypothesis_home_dir(config.cache.mkdir("hypothesis"))
     if ON_DEVICE:
         return
     if config.getoption("markexpr") == "gpu":
@@ -67,6 +73,12 @@ def operators(name):
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True)
+def weights_of_its_own():
+    """What a test makes without `rng` does not depend on the tests before it."""
+    minires.seed(0)
 
 
 @pytest.fixture

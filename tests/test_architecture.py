@@ -8,9 +8,9 @@ import minires
 
 PACKAGE = Path(minires.__file__).parent
 # Each room may import from those before it, and from its own.
-ORDER = ["errors", "files", "backends", "init", "layer", "replay", "layers", "losses", "optim", "schedules", "models",
-         "data", "plots", "interop", "training", "evaluation", "study", "bench", "commands", "cli", "__main__"]
-DATA_KNOWS = {"data", "errors"}
+ORDER = ["errors", "reprs", "files", "backends", "init", "layer", "layers", "losses", "optim", "schedules",
+         "models", "plan", "data", "plots", "interop", "training", "evaluation", "study", "bench", "commands", "cli", "__main__"]
+DATA_KNOWS = {"data", "errors", "reprs"}
 
 
 def imports_of(path):

@@ -2,12 +2,13 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import minires
-from minires.backends import HOST_BACKENDS, cpu, ops_for, set_num_threads, to_device, to_numpy, use_backend
+from minires.backends import HOST_BACKENDS, cpu, device_of, ops_for, set_num_threads, to_device, to_numpy, use_backend
 from minires.backends.cpu import threads
 from minires.errors import UserError
 
@@ -43,6 +44,22 @@ def test_public_names_exist():
     assert set(dir(minires)) >= set(minires.__all__)
     with pytest.raises(AttributeError, match="module 'minires' has no attribute 'nothing'"):
         minires.nothing  # noqa: B018
+
+
+def test_help_is_a_map():
+    """Each public name and each room has its line in what help(minires) begins with."""
+    rooms = {path.stem for path in Path(minires.__file__).parent.iterdir() if not path.name.startswith("_")} - {"cli"}
+    for name in {*minires.__all__} - {"__version__"} | {f"minires.{room}" for room in rooms}:
+        assert f"\n    {name}  " in minires.__doc__, name
+    told = {line.split()[0] for line in minires.__doc__.splitlines() if line.startswith("    ")}
+    assert told == {*minires.__all__} - {"__version__"} | {f"minires.{room}" for room in rooms}
+
+
+def test_where_an_array_lives():
+    import cupy
+
+    assert device_of(np.ones(2)) == "cpu"
+    assert device_of(cupy.ones(2)) == "cuda"
 
 
 def test_numpy_arrays_go_to_the_chosen_backend():

@@ -1,9 +1,5 @@
 """What is particular to the CPU kernels: algorithms agree, bits do not depend on threads, memory is used again."""
 import gc
-import os
-import platform
-import subprocess
-import sys
 from unittest.mock import Mock
 
 import numpy as np
@@ -16,6 +12,7 @@ from minires.backends.cpu import threads, winograd
 from minires.backends.cpu.algorithm import use_convolution, winograd_size
 from minires.backends.cpu.arena import Arena
 from minires.backends.cpu.moments import merge_moments
+from minires.models import CifarResNet
 from minires.study.taps import tapped
 
 SAME = ((1, 1), (1, 1))  # stride and padding of a 3x3 convolution that keeps the image's size
@@ -120,11 +117,12 @@ def test_the_bits_do_not_depend_on_the_number_of_threads(fused, monkeypatch):
     np.testing.assert_array_equal(results[0][1], results[1][1])
 
 
+@pytest.mark.parametrize("depth, shortcut", [(20, "B"), (8, "A"), (8, "B")])  # 8: one block a stage
 @pytest.mark.parametrize("training", [True, False])
-def test_a_fused_network_is_the_unfused_one(training, rng):
+def test_a_fused_network_is_the_unfused_one(training, depth, shortcut, rng):
     outcomes = []
     for fused in (False, True):
-        model = fuse(build_model("resnet20", shortcut="B", rng=np.random.default_rng(5)).astype(np.float64), fused)
+        model = fuse(CifarResNet(depth, shortcut=shortcut, rng=np.random.default_rng(5)).astype(np.float64), fused)
         model.train(training)
         x = np.random.default_rng(6).standard_normal((3, 16, 16, 3))
         y = model(x)
@@ -291,33 +289,3 @@ def test_batch_moments_keep_their_digits_under_a_large_mean(rng):
     _, mean, var = cpu.batchnorm_forward(x, np.ones(16, np.float32), np.zeros(16, np.float32), 1e-5)
     np.testing.assert_allclose(var, x.astype(np.float64).var((0, 1, 2)), rtol=1e-4)
     np.testing.assert_allclose(mean, x.astype(np.float64).mean((0, 1, 2)), rtol=1e-6)
-
-
-NARROW = """
-import numpy as np
-from numba import njit
-from minires.backends import cpu, reference
-from minires.backends.cpu.host import VECTOR_BYTES
-assert VECTOR_BYTES == {width}, VECTOR_BYTES
-rng = np.random.default_rng(0)
-x, weight = rng.standard_normal((2, 8, 8, 16)).astype("f4"), rng.standard_normal((3, 3, 16, 16)).astype("f4")
-for stride in {strides}:
-    geometry = (stride, (1, 1), (1, 1))
-    y = reference.conv2d_forward(x, weight, None, *geometry)
-    for got, want in ((cpu.conv2d_forward(x, weight, None, *geometry), y),
-                      (cpu.conv2d_input_gradient(y, weight, x.shape, *geometry),
-                       reference.conv2d_input_gradient(y, weight, x.shape, *geometry)),
-                      (cpu.conv2d_weight_gradient(y, x, (3, 3), *geometry),
-                       reference.conv2d_weight_gradient(y, x, (3, 3), *geometry))):
-        assert np.abs(got - want).max() < 2e-5 * np.abs(want).max()
-"""
-
-
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="names x86 processors")
-@pytest.mark.parametrize("name, features, width", [("haswell", "+avx,+avx2,+fma", 32), ("nehalem", "+sse4.2", 16)])
-def test_narrower_vectors_compute_the_same(name, features, width):
-    strides = [(1, 1), (2, 2)] if width == 32 else [(1, 1)]
-    environment = {**os.environ, "NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": features}
-    program = NARROW.format(width=width, strides=strides)
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr

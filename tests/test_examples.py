@@ -36,13 +36,21 @@ def test_residual_block_by_hand(tmp_path):
     assert any(line.endswith("the same") for line in lines)
 
 
+def test_residual_block_by_hand_compiles_nothing(tmp_path):
+    code = ("import runpy, sys; runpy.run_path(sys.argv[1], run_name='__main__'); "
+            "raise SystemExit('numba was loaded' if 'numba' in sys.modules else 0)")
+    environment = {**os.environ, "PYTHONPATH": str(Path(minires.__file__).parents[1])}
+    subprocess.run([sys.executable, "-c", code, str(EXAMPLES / "residual_block_by_hand.py")], check=True, cwd=tmp_path,
+                   env=environment, capture_output=True)
+
+
 def test_residual_block_by_hand_can_fail(monkeypatch, capsys):
     from minires.layers import Conv2d
 
     right = Conv2d.backward
     monkeypatch.setattr(Conv2d, "backward", lambda self, dy: right(self, dy) * 1.01)
-    with minires.use_backend("reference"), pytest.raises(SystemExit, match="1"):
-        runpy.run_path(str(EXAMPLES / "residual_block_by_hand.py"))
+    with pytest.raises(SystemExit, match="1"):
+        runpy.run_path(str(EXAMPLES / "residual_block_by_hand.py"), run_name="__main__")
     assert "WRONG" in capsys.readouterr().out
 
 

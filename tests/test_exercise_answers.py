@@ -6,7 +6,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from exercise_answers import RIGHT, WRONG
+from exercise_answers import BASIC, BATCHNORM, BOTTLENECK, RIGHT, STEPS, WRONG, changed
 
 from minires.study.exercises import find_exercise, find_exercises, grade
 from minires.study.exercises.checker.diagnose import diagnose
@@ -71,6 +71,32 @@ def test_a_wrong_answer_is_named(name, body, mistake, where, tmp_path):
 def test_a_factor_is_told_at_the_largest_case(tmp_path):
     report = graded("global_avgpool", "return np.zeros(x_shape, dy.dtype) + dy[:, None, None]", tmp_path)
     assert report.message.startswith("dx is exactly H*W = 18 times too large: ")
+
+
+@pytest.mark.parametrize(("name", "body", "said"), [
+    ("batchnorm_steps", changed(STEPS, ("inv_std ** 2", "inv_std")),
+     "but the term of the variance (a multiple of x_hat) is 1 / inv_std times what it should be; the rest is right"),
+    ("batchnorm_steps", changed(STEPS, ("dmean / m", "3 * dmean / m")),
+     "but the term of the mean (a number that is subtracted) is 3 times what it should be; the rest is right"),
+    ("batchnorm_steps", changed(STEPS, ("g * inv_std", "g")), "but the term of g = dy * weight is 1 / inv_std times what"),
+    ("batchnorm", changed(BATCHNORM, ("return inv_std * ", "return inv_std ** 3 * ")),
+     "but the common factor in front is inv_std^2 times what it should be"),
+    ("basic_block", changed(BASIC, ("self.shortcut.backward(g)", "g")), "the shortcut is not always the identity: at N = 2, "
+     "stride 2 it is a projection, and g, (2,3,4,6), is no gradient of x, (2,5,7,4)"),
+    ("basic_block", changed(BASIC, ("self.conv2.backward(self.bn2.backward(g))",
+                                    "self.bn2.backward(self.conv2.backward(g))")),
+     "bn2 is the first part that is wrong on the way back (it comes right after the last ReLU)"),
+    ("bottleneck", changed(BOTTLENECK, ("self.bn2.backward(self.relu2.backward(branch))",
+                                        "self.relu2.backward(self.bn2.backward(branch))")),
+     "the other way, self.conv3.backward, then self.relu2.backward, then self.bn2.backward")])
+def test_an_explanation_says_where_to_look(name, body, said, tmp_path):
+    report = graded(name, body, tmp_path)
+    assert said in report.message and len(report.diagnoses) == 1, report.text()
+
+
+def test_what_is_no_combination_of_the_three_terms_is_not_explained_by_them(tmp_path):
+    report = graded("batchnorm", changed(BATCHNORM, ("return", "x_hat = x_hat ** 2; return")), tmp_path)
+    assert "three right terms" not in report.text() and report.status == "wrong"
 
 
 @pytest.mark.parametrize(("name", "tensor", "wanted"), [

@@ -226,6 +226,21 @@ def test_list_names_every_exercise_in_order(command):
     assert len(out.splitlines()) >= 13 and "bottleneck" in out.splitlines()[-1]
 
 
+def test_hints_lead_from_the_contract_to_the_derivation(command):
+    code, out, _ = command("hint", "batchnorm_steps")
+    assert code == 0 and "- return dx, (N, H, W, C)" in out and "x reaches the loss in three ways" in out
+    code, out, _ = command("hint", "linear", "--derivation")
+    assert code == 0 and "dx = dy @ weight^T" in out and "minires.layers.linear.Linear" in out
+    assert command("hint", "nothing")[0] == 2
+
+
+@pytest.mark.parametrize("name", EXERCISES)
+def test_each_exercise_has_a_derivation(name):
+    told = EXERCISES[name].derivation()
+    assert told.lower().startswith("backward") or name == "bottleneck"
+    assert told and "Source:" not in told
+
+
 def test_start_then_check(command, tmp_path):
     assert command("start", "relu")[0] == 0
     code, out, error = command("check", "relu.py")
@@ -334,6 +349,7 @@ def test_a_teachers_file_is_an_exercise(command, tmp_path):
     (folder / "square.py").write_text(TEACHERS)
     assert " square           the square" in command("list", "--folder", folder)[1].splitlines()[-1]
     assert command("start", "square", "--folder", folder)[0] == 0
+    assert "No derivation is written." in command("hint", "square", "--derivation", "--folder", folder)[1]
     path = Path("square.py")
     assert 'y = x^2' in path.read_text() and "- return dx, (N, C)" in path.read_text()
     path.write_text(path.read_text().replace(BLANK, "return x * dy"))

@@ -7,7 +7,14 @@ from minires.errors import UserError
 from minires.layer import Layer, Sequential, listening
 from minires.layers import BatchNorm2d, Conv2d, Dropout, Linear, ReLU
 from minires.models import build_model
-from minires.study import GradientError, check_gradients, distinct_nonzero, measure_gradients, randomise_parameters
+from minires.study import (
+    GradientError,
+    adjoint_errors,
+    check_gradients,
+    distinct_nonzero,
+    measure_gradients,
+    randomise_parameters,
+)
 from minires.study.certificate import certificate, render
 from minires.study.subjects import LAYERS, LOSSES
 
@@ -204,3 +211,11 @@ def test_unknown_target_and_backend():
         certificate("Conv3d")
     with pytest.raises(UserError, match="unknown back end 'gpu'"):
         certificate("ReLU", backends=("gpu",))
+
+
+def test_the_check_needs_no_generator(rng):
+    """Seed 0 when none is given, so that a check says the same again; a seed does as well."""
+    x, layer = distinct_nonzero((3, 4), rng), Linear(4, 2, rng=rng).astype(np.float64)
+    errors = [check_gradients(layer, x, *given).error for given in ((), (0,), (np.random.default_rng(0),))]
+    assert errors[0] == errors[1] == errors[2] < 1e-6
+    assert adjoint_errors(layer, x) == adjoint_errors(layer, x, 0)

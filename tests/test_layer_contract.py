@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from minires.errors import UserError
-from minires.layer import Layer, Parameter, Sequential, inference_mode
+from minires.layer import Kept, Layer, Parameter, Sequential, inference_mode
 from minires.layers import (
     AvgPool2d,
     BasicBlock,
@@ -51,6 +51,19 @@ def test_backward_needs_one_forward_each(subject, backend):
     layer.forget()
     with pytest.raises(RuntimeError, match="nothing yet"):
         layer.backward(np.ones_like(y))
+
+
+def test_what_a_layer_holds_for_backward_is_a_tuple_or_says_why_not():
+    layer, x = Identity(), np.ones(2)
+    assert layer._kept is Kept.NOTHING_YET
+    layer.forward(x)
+    assert layer._kept == ()
+    layer.backward(x)
+    assert layer._kept is Kept.USED
+    with inference_mode():
+        layer.forward(x)
+    assert layer._kept is Kept.INFERENCE
+    assert layer.forget()._kept is Kept.NOTHING_YET
 
 
 def test_dtypes(subject, backend):
@@ -179,7 +192,7 @@ def test_parameter():
     parameter = Parameter(np.ones((2, 3), np.float32))
     parameter.grad += 2
     parameter.zero_grad()
-    assert not parameter.grad.any() and repr(parameter) == "Parameter(2, 3)"
+    assert not parameter.grad.any() and repr(parameter) == "Parameter(<float32 (2, 3)>)"
 
 
 def x(*shape, dtype=np.float32):
@@ -194,7 +207,7 @@ def x(*shape, dtype=np.float32):
     (Conv2d(3, 4, 3), x(0, 5, 5, 3), r"empty x of shape \(0, 5, 5, 3\)"),
     (Conv2d(3, 4, 3), x(2, 5, 5, 3, dtype=np.float64), "computes in float32, got x of dtype float64"),
     (Conv2d(3, 4, 3), x(2, 5, 5, 3, dtype=np.uint8), "computes in float32, got x of dtype uint8"),
-    (BatchNorm2d(3), x(1, 1, 1, 3), "more than one value a channel"),
+    (BatchNorm2d(3), x(1, 1, 1, 3), "more than one value per channel"),
     (BatchNorm2d(3), x(2, 4, 4, 2), "expects x of shape"),
     (BatchNorm2d(3), x(0, 4, 4, 3), "empty x"),
     (LayerNorm(3), x(2, 4), r"expects x of shape \(N, 3\), got \(2, 4\)"),

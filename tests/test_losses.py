@@ -60,7 +60,7 @@ def test_one_backward_a_forward(loss, backend):
 @pytest.mark.parametrize(("y", "target", "reason"), [
     (np.ones((2, 3)), np.array([0, 3]), r"targets in 0 \.\. 2, got 0 \.\. 3"),
     (np.ones((2, 3)), np.array([-1, 0]), r"got -1 \.\. 0"),
-    (np.ones((2, 3)), np.array([0.0, 1.0]), "2 integer targets, one a row of y, got shape .* of dtype float64"),
+    (np.ones((2, 3)), np.array([0.0, 1.0]), "2 integer targets, one per row of y, got shape .* of dtype float64"),
     (np.ones((2, 3)), np.array([[0], [1]]), r"got shape \(2, 1\)"),
     (np.ones((2, 3)), np.array([0]), r"got shape \(1,\)"),
     (np.ones((0, 3)), np.array([], int), r"at least one row, got \(0, 3\)"),

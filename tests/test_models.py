@@ -6,7 +6,8 @@ from minires.errors import UserError
 from minires.layer import inference_mode
 from minires.layers import Conv2d
 from minires.layers.fused import fuse
-from minires.models import MODELS, build_model
+from minires.models import MODELS, build_model, depth_of
+from minires.models.resnet import CIFAR_DEPTHS, IMAGENET_LAYOUTS
 from minires.study import randomise_parameters
 
 SIZES = {"resnet20": 269_722, "resnet32": 464_154, "resnet44": 658_586, "resnet56": 853_018, "resnet110": 1_727_962,
@@ -133,3 +134,8 @@ def test_the_input_gradient_may_be_left_out(fused, backend, rng):
 def test_wrong_arguments(arguments, reason):
     with pytest.raises(UserError, match=reason):
         build_model(*arguments)
+
+
+def test_the_depth_is_the_number_in_the_name():
+    assert {depth_of(name) for name in MODELS} == {*CIFAR_DEPTHS, *IMAGENET_LAYOUTS}
+    assert depth_of("plain110") == depth_of("resnet110") == 110

@@ -10,7 +10,7 @@ from conftest import BACKENDS, each_backend, operators, relative_error
 from minires.backends import reference
 from minires.layers.arguments import pair
 
-STEPS_OF_THE_MATHS = {"output_size", "taps", "pad_image", "crop_image", "im2col", "col2im"}  # not operators
+STEPS_OF_THE_MATHS = {"output_size", "output_sizes", "taps", "pad_image", "crop_image", "im2col", "col2im"}  # not operators
 OPERATORS = {name: function for name, function in vars(reference).items()
              if inspect.isfunction(function) and name not in STEPS_OF_THE_MATHS}
 # The arguments, arrays or tuples of them, that are changed, and nothing is returned.
@@ -24,7 +24,7 @@ OTHERS = [name for name in BACKENDS if name != "reference"]
 def _conv(draw):
     for N, H, W, C, O, *geometry in CONVOLUTIONS:
         kernel, stride, padding, dilation = (pair("", value, 0) for value in geometry)
-        size = [reference.output_size(*a) for a in zip((H, W), kernel, stride, padding, dilation, strict=True)]
+        size = reference.output_sizes((H, W), kernel, stride, padding, dilation)
         yield (draw(N, H, W, C), draw(*kernel, C, O), draw(O), draw(N, *size, O)), (kernel, stride, padding, dilation)
 
 
@@ -32,7 +32,7 @@ def _pool(cases, draw):
     for N, H, W, C, kernel, stride, padding, dilation in cases:
         kernel, padding, dilation = pair("", kernel, 1), pair("", padding, 0), pair("", dilation, 1)
         stride = kernel if stride is None else pair("", stride, 1)
-        size = [reference.output_size(*a) for a in zip((H, W), kernel, stride, padding, dilation, strict=True)]
+        size = reference.output_sizes((H, W), kernel, stride, padding, dilation)
         yield draw(N, H, W, C), draw(N, *size, C), (kernel, stride, padding, dilation)
 
 

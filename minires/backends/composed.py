@@ -77,8 +77,12 @@ def normalise_add_relu(ops, z, prologue, residual):
     return ops.relu_forward(y if residual is None else ops.add(y, residual))
 
 
-def add_relu_gradient(ops, dy, y, z, mean):
-    """Its backward: g = dy where y > 0, sum(g) and sum(g * (z - mean)) over all but the channels."""
+def add_relu_gradient(ops, dy, y, z, mean, prologue=None, residual=None):
+    """Its backward: g = dy where y > 0, sum(g) and sum(g * (z - mean)) over all but the channels.
+
+    y None: it is formed again, as `normalise_add_relu` of z, prologue and residual.
+    """
+    y = normalise_add_relu(ops, z, prologue, residual) if y is None else y
     g = ops.relu_backward(dy, y)
     return g, ops.channel_sum(g), ops.channel_sum(g * (z - mean))
 

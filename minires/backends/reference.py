@@ -31,8 +31,13 @@ def output_size(size, kernel, stride, padding, dilation):
     return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
 
 
+def output_sizes(size, kernel_size, stride, padding, dilation):
+    """(OH, OW) from (H, W), each argument a pair."""
+    return tuple(output_size(*axis) for axis in zip(size, kernel_size, stride, padding, dilation, strict=True))
+
+
 def taps(kernel_size, out_size, stride, dilation):
-    """For each kernel tap: its index and the rows and columns of the padded image it meets, one an output pixel."""
+    """For each kernel tap: its index and the rows and columns of the padded image it meets, one per output pixel."""
     for i in range(kernel_size[0]):
         for j in range(kernel_size[1]):
             rows = slice(i * dilation[0], i * dilation[0] + (out_size[0] - 1) * stride[0] + 1, stride[0])
@@ -46,7 +51,7 @@ def pad_image(x, padding, value=0):
 
 
 def crop_image(x, padding):
-    """The inverse of `pad_image` on shapes, and its adjoint: what fell on the border goes nowhere."""
+    """The inverse of `pad_image` on shapes, and its transpose: what fell on the border goes nowhere."""
     H, W = x.shape[1] - 2 * padding[0], x.shape[2] - 2 * padding[1]
     return np.ascontiguousarray(x[:, padding[0]:padding[0] + H, padding[1]:padding[1] + W])
 
@@ -54,7 +59,7 @@ def crop_image(x, padding):
 def im2col(x, kernel_size, stride, padding, dilation, value=0):
     """x: (N, H, W, C) -> patches: (N, OH, OW, KH, KW, C), the pixels under the kernel at each output pixel."""
     N, H, W, C = x.shape
-    OH, OW = (output_size(*a) for a in zip((H, W), kernel_size, stride, padding, dilation, strict=True))
+    OH, OW = output_sizes((H, W), kernel_size, stride, padding, dilation)
     padded = pad_image(x, padding, value)
     patches = np.empty((N, OH, OW, *kernel_size, C), x.dtype)
     for (i, j), window in taps(kernel_size, (OH, OW), stride, dilation):
@@ -63,7 +68,7 @@ def im2col(x, kernel_size, stride, padding, dilation, value=0):
 
 
 def col2im(patches, x_shape, stride, padding, dilation):
-    """The adjoint of `im2col`: each patch entry is added back to the pixel it was read from.
+    """The transpose of `im2col`: each patch entry is added back to the pixel it was read from.
 
     patches: (N, OH, OW, KH, KW, C) -> (N, H, W, C)
     """
@@ -196,7 +201,7 @@ def dropout_forward(x, keep, p):
 
 
 def dropout_backward(dy, keep, p):
-    """dx: the forward map is linear and diagonal, so it is its own adjoint."""
+    """dx: given `keep` forward multiplies by a diagonal matrix, which is its own transpose."""
     return dropout_forward(dy, keep, p)
 
 
@@ -364,9 +369,9 @@ def normalise_add_relu(z, prologue, residual):
     return composed.normalise_add_relu(_this, z, prologue, residual)
 
 
-def add_relu_gradient(dy, y, z, mean):
+def add_relu_gradient(dy, y, z, mean, prologue=None, residual=None):
     """See composed.add_relu_gradient."""
-    return composed.add_relu_gradient(_this, dy, y, z, mean)
+    return composed.add_relu_gradient(_this, dy, y, z, mean, prologue, residual)
 
 
 def conv2d_unit_gradient(g, z, normalisation, x, prologue, weight, stride, padding, residual_gradient, need_dx,

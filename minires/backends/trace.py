@@ -54,7 +54,8 @@ class Array(NDArrayOperatorsMixin):
             shape = tuple(self.size // known if size == -1 else size for size in shape)
         if math.prod(shape) != self.size:
             raise ValueError(f"cannot reshape an array of shape {self.shape} into {tuple(shape)}")
-        return self._tracer.step("reshape", (self, tuple(shape)), [Array(self._tracer, shape, self.dtype, self.base or self)])
+        seen = Array(self._tracer, shape, self.dtype, self if self.base is None else self.base)
+        return self._tracer.step("reshape", (self, tuple(shape)), [seen])
 
     def __array_ufunc__(self, ufunc, method, *inputs, **options):
         if method != "__call__" or options or ufunc.nout != 1:
@@ -184,10 +185,13 @@ RULES = {
     "conv2d_unit_gradient": _unit_gradient,
     "folded": lambda weight, *_: [weight, weight.shape[-1:]], "prepare": _like,
 }
-WRITES = {"add_into": (0,), "zero": (0,), "update_running": (0, 1), "batchnorm_coefficients": (6,), "conv2d_unit_gradient": (11,)}
-# Operators that may write a result where one of their arguments lay, element by element: {name: (result, argument)}.
-IN_PLACE = {"conv2d_unit_gradient": (0, 8), "add": (0, 0), "relu_forward": (0, 0), "relu_backward": (0, 0),
-            "add_relu_gradient": (0, 0), "normalise": (0, 0), "normalise_gradient": (0, 0), "normalise_add_relu": (0, 2)}
+# The places of the arguments that an operator changes.
+WRITES = {"add_into": (0,), "zero": (0,), "update_running": (0, 1), "batchnorm_coefficients": (6,),
+          "conv2d_unit_gradient": (11,)}
+# Operators whose first result may lie where one of these arguments lay: each element, or in a convolution's gradient each
+# feature map, is read before it is written.
+IN_PLACE = {"conv2d_unit_gradient": (8, 0, 1), "add_relu_gradient": (0,), "normalise_add_relu": (2, 0), "add": (0, 1),
+            "relu_forward": (0,), "relu_backward": (0,), "normalise": (0,), "normalise_gradient": (0,)}
 
 
 class Tracer:

@@ -34,6 +34,25 @@ def start(
 
 
 @exercise.command()
+def hint(
+    name: Annotated[str, typer.Argument(help="An exercise: see minires exercise list.")],
+    derivation: Annotated[bool, typer.Option("--derivation", help="The whole derivation, as maths.")] = False,
+    folder: Folder = None,
+):
+    """Say what backward must do, and a hint; with --derivation the maths, after which only the code is missing."""
+    from minires.study.exercises.checker.catalogue import find_exercise
+
+    found = find_exercise(name, folder)
+    if derivation:
+        typer.echo(f"{found.derivation()}\n\nThe solution as code: {found.engine.__module__}.{found.engine.__name__}")
+        return
+    typer.echo("\n".join(["backward must", *(f"- {line}" for line in found.required())]))
+    if found.hint:
+        typer.echo(found.hint.strip())
+    typer.echo(f"The derivation: minires exercise hint {name} --derivation")
+
+
+@exercise.command()
 def check(
     file: Annotated[Path, typer.Argument(help="Your file.")],
     exercise: Annotated[str | None, typer.Option(help="Which exercise it is; by default what the file says.",

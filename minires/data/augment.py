@@ -47,7 +47,7 @@ class Standardise:
     def __init__(self, mean, std, dtype=np.float32):
         mean, std = np.asarray(mean, np.float64), np.asarray(std, np.float64)
         if mean.ndim != 1 or mean.shape != std.shape:
-            raise UserError(f"mean {mean.shape} and std {std.shape} do not match: expected one number a channel, (C,)")
+            raise UserError(f"mean {mean.shape} and std {std.shape} do not match: expected one number per channel, (C,)")
         if not (np.isfinite(mean).all() and np.isfinite(std).all() and (std > 0).all()):
             raise UserError(f"mean {mean.tolist()} and std {std.tolist()}: expected finite numbers, std above 0")
         self.table = ((np.arange(256)[:, None] / 255 - mean) / std).astype(dtype).T.copy()  # (C, 256)

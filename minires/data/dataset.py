@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from minires.errors import UserError
+from minires.reprs import Shown
 
 
-@dataclass(frozen=True, eq=False)
-class Dataset:
+@dataclass(frozen=True, eq=False, repr=False)
+class Dataset(Shown):
     """Labelled images, all of one size, kept as bytes until a batch is asked for.
 
     images: (N, H, W, C) uint8, 0 to 255, C-contiguous;  labels: (N,) int64, 0 to K - 1;  classes: K names.
@@ -26,7 +27,7 @@ class Dataset:
         if images.dtype != np.uint8 or images.ndim != 4 or not images.flags.c_contiguous:
             raise UserError(f"images are {images.dtype} {images.shape}: expected C-contiguous uint8 (N, H, W, C)")
         if labels.dtype != np.int64 or labels.shape != (len(images),):
-            raise UserError(f"labels are {labels.dtype} {labels.shape}: expected int64 ({len(images)},), one an image")
+            raise UserError(f"labels are {labels.dtype} {labels.shape}: expected int64 ({len(images)},), one per image")
         if len(labels) and not 0 <= labels.min() <= labels.max() < len(self.classes):
             raise UserError(f"labels run from {labels.min()} to {labels.max()}: expected 0 to {len(self.classes) - 1}")
 

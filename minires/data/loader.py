@@ -13,6 +13,7 @@ import numpy as np
 from minires.data.augment import Standardise, augment_batch
 from minires.data.dataset import Dataset
 from minires.errors import UserError
+from minires.reprs import Shown
 
 _AHEAD = 2  # batches that may be finished or in the making before the consumer asks for them
 
@@ -40,7 +41,7 @@ def split_train_validation(train: Dataset, validation_size: int, rng: np.random.
     return train.subset(~chosen), train.subset(chosen)
 
 
-class Loader:
+class Loader(Shown):
     """Iterate over a data set once, in standardised batches; iterating again is a new epoch.
 
     Yields (x, target), x: (N, H, W, C) `dtype`, target: (N,) int64, N = batch_size (the last one is smaller, unless
@@ -72,7 +73,7 @@ class Loader:
         if self.standardise.channels != dataset.images.shape[-1]:
             raise UserError(
                 f"mean and std are of {self.standardise.channels} channels but the images have "
-                f"{dataset.images.shape[-1]}: expected one number a channel"
+                f"{dataset.images.shape[-1]}: expected one number per channel"
             )
 
     def __len__(self) -> int:

@@ -18,7 +18,7 @@ def count(name, value):
 
 
 def require_output(layer, x, size):
-    """Refuse an image that is too small for the window: `size` is (OH, OW)."""
+    """Refuse an x that is too small for the window: `size` is (OH, OW)."""
     if min(size) < 1:
         raise UserError(f"{type(layer).__name__} has no place to put its window on x of shape {tuple(x.shape)}: "
-                        f"the output would be {size[0]} x {size[1]} pixels; use a larger image or more padding")
+                        f"the output would be {size[0]} x {size[1]} pixels; use a larger x or more padding")

@@ -1,15 +1,13 @@
 """Two-dimensional convolution."""
-import numpy as np
-
 from minires.backends import ops_for
-from minires.backends.reference import output_size
-from minires.init import he_normal, uniform_fan_in
+from minires.backends.reference import output_sizes
+from minires.init import default_rng, he_normal, uniform_fan_in
 from minires.layer import Layer, Parameter
 from minires.layers.arguments import count, pair, require_output
 
 
 class Conv2d(Layer):
-    """Slide a KH x KW window over the image; each output pixel is a linear map of the pixels under it.
+    """Slide a KH x KW window over the feature map; each output pixel is a linear map of the pixels under it.
 
     x: (N, H, W, C); y: (N, OH, OW, O); weight: (KH, KW, C, O); bias: (O,)
     OH = (H + 2 * padding - dilation * (KH - 1) - 1) // stride + 1, OW likewise.
@@ -19,18 +17,23 @@ class Conv2d(Layer):
 
         y = patches(x) @ weight + bias
 
-    Backward. With L's differential dL = sum(dy * d(y)):
+    Backward. y is linear in x, in weight and in bias, so a small change of all three changes it by
 
-        d(y) = patches(dx') @ weight + patches(x) @ dweight' + dbias'        (primes: small changes)
+        δy = patches(δx) @ weight + patches(x) @ δweight + δbias
+
+    and the gradient of each is what multiplies its change in δL = <dy, δy>, dy as a matrix of N * OH * OW rows:
+
         dbias   = sum of dy over N, OH, OW
         dweight = patches(x)^T @ dy
-        dx      = patches^T(dy @ weight^T)      patches^T (col2im) adds each entry back to the pixel it was read from
+        dx      = patches^T(dy @ weight^T)
 
-    where the last line is the adjoint of `patches`, because <patches(v), u> = <v, patches^T(u)> for all v, u.
+    `patches` only copies: as a linear map it is a matrix of zeros and ones, with one row per entry and one column per
+    pixel. Its transpose (col2im) sends each entry back to the pixel it was read from, and adds up where a pixel was read
+    more than once.
 
     The weights are He normal over the fan out, KH * KW * O (He et al. 2015b, https://arxiv.org/abs/1502.01852), drawn
-    from `rng`. Arguments are PyTorch's; kernel_size, stride, padding and dilation may be pairs. UserError for sizes
-    below 1 and for images smaller than the window.
+    from `rng`, a Generator or a seed (see `minires.init.default_rng`). Arguments are PyTorch's; kernel_size, stride,
+    padding and dilation may be pairs. UserError for sizes below 1 and for an x smaller than the window.
 
     `input_gradient = False` on a network's first layer makes backward return None for dx, which training never reads.
     """
@@ -41,7 +44,7 @@ class Conv2d(Layer):
         self.in_channels, self.out_channels = count("in_channels", in_channels), count("out_channels", out_channels)
         self.kernel_size, self.stride = pair("kernel_size", kernel_size, 1), pair("stride", stride, 1)
         self.padding, self.dilation = pair("padding", padding, 0), pair("dilation", dilation, 1)
-        rng = np.random.default_rng(0) if rng is None else rng
+        rng = default_rng(rng)
         KH, KW = self.kernel_size
         self.weight = Parameter(he_normal((KH, KW, in_channels, out_channels), KH * KW * out_channels, rng))
         self.bias = None
@@ -49,9 +52,8 @@ class Conv2d(Layer):
             self.bias = Parameter(uniform_fan_in((out_channels,), KH * KW * in_channels, rng), decays=False)
 
     def output_size(self, H, W):
-        """(OH, OW) for an H x W image."""
-        return tuple(output_size(*a) for a in zip((H, W), self.kernel_size, self.stride, self.padding, self.dilation,
-                                                  strict=True))
+        """(OH, OW) for an H x W feature map."""
+        return output_sizes((H, W), self.kernel_size, self.stride, self.padding, self.dilation)
 
     def check(self, x):
         """UserError unless x fits this layer."""

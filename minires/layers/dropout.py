@@ -1,8 +1,7 @@
 """Dropout."""
-import numpy as np
-
 from minires.backends import ops_for
 from minires.errors import UserError
+from minires.init import default_rng
 from minires.layer import Layer
 
 
@@ -13,17 +12,17 @@ class Dropout(Layer):
 
         y = x * keep / (1 - p), keep drawn anew each forward        evaluation: y = x
 
-    Backward. Given the draw, the map is linear and diagonal, hence its own adjoint: dx = dy * keep / (1 - p).
+    Backward. Given the draw, y is x times a diagonal matrix, which is its own transpose: dx = dy * keep / (1 - p).
 
     Source: Srivastava et al. 2014, https://jmlr.org/papers/v15/srivastava14a.html
-    rng: the numpy.random.Generator the draws come from. UserError unless 0 <= p < 1.
+    rng: the Generator the draws come from, or a seed (see `minires.init.default_rng`). UserError unless 0 <= p < 1.
     """
 
     def __init__(self, p=0.5, *, rng=None):
         if not 0 <= p < 1:
             raise UserError(f"Dropout's p is the probability of dropping, 0 <= p < 1, got {p!r}")
         self.p = p
-        self.rng = np.random.default_rng(0) if rng is None else rng
+        self.rng = default_rng(rng)
 
     def forward(self, x):
         if not self.training or self.p == 0:

@@ -1,9 +1,7 @@
 """The linear layer, and the two layers that only pass on: Flatten and Identity."""
-import numpy as np
-
 from minires.backends import ops_for
 from minires.errors import UserError
-from minires.init import uniform_fan_in
+from minires.init import default_rng, uniform_fan_in
 from minires.layer import Layer, Parameter
 from minires.layers.arguments import count
 
@@ -15,16 +13,16 @@ class Linear(Layer):
 
         y = x @ weight + bias
 
-    Backward. dL = sum(dy * (dx' @ weight + x @ dweight' + dbias')), and collecting what multiplies each change:
+    Backward. δL = <dy, δy> with δy = δx @ weight + x @ δweight + δbias, and collecting what multiplies each change:
 
         dx = dy @ weight^T        dweight = x^T @ dy        dbias = sum of dy over N
 
-    The initial weights are uniform in +-1 / sqrt(C), PyTorch's default, drawn from `rng`.
+    The initial weights are uniform in +-1 / sqrt(C), PyTorch's default, drawn from `rng`, a Generator or a seed.
     """
 
     def __init__(self, in_features, out_features, bias=True, *, rng=None):
         self.in_features, self.out_features = count("in_features", in_features), count("out_features", out_features)
-        rng = np.random.default_rng(0) if rng is None else rng
+        rng = default_rng(rng)
         self.weight = Parameter(uniform_fan_in((in_features, out_features), in_features, rng))
         self.bias = Parameter(uniform_fan_in((out_features,), in_features, rng), decays=False) if bias else None
 
@@ -43,7 +41,7 @@ class Linear(Layer):
 
 
 class Flatten(Layer):
-    """All features of an image in one row. x: (N, ...); y: (N, C), C the product of the rest.
+    """All features of one image in a row. x: (N, ...); y: (N, C), C the product of the rest.
 
     The order is this project's channels-last one. Backward: nothing is computed forward, so dx is dy in x's shape.
     """

@@ -12,25 +12,35 @@ class BatchNorm2d(Layer):
 
     x, y: (N, H, W, C); weight, bias, running_mean, running_var: (C,)
 
-        x_hat = (x - mean) / sqrt(var + eps)          y = weight * x_hat + bias
+        x_hat = (x - mean) / sqrt(var + eps)          y = weight * x_hat + bias        (the paper's gamma and beta)
 
     Training takes mean and var (divided by m = N*H*W) from the batch and lets the running statistics follow,
     running = (1 - momentum) * running + momentum * batch, the running variance from the unbiased one (m / (m - 1)),
     as PyTorch does. Evaluation takes the running statistics and changes nothing.
 
     Backward, evaluation: y is affine in x, so dx = weight / sqrt(var + eps) * dy.
-    Backward, training: mean and var depend on every x of the channel. With s = 1 / sqrt(var + eps), g = weight * dy:
+    Backward, training: mean and var depend on every x of the channel. With s = 1 / sqrt(var + eps), x_hat = s (x - mean):
 
-        d(mean) = sum(dx') / m       d(var) = 2 sum((x - mean) dx') / m       d(s) = -s^3 d(var) / 2
-        d(x_hat) = s (dx' - d(mean)) + (x - mean) d(s) = s (dx' - sum(dx') / m - x_hat sum(x_hat dx') / m)
+        δmean  = sum(δx) / m
+        δvar   = 2 sum((x - mean) * (δx - δmean)) / m = 2 sum((x - mean) * δx) / m      δmean drops out: sum(x - mean) = 0
+        δs     = -s^3 δvar / 2 = -s^2 sum(x_hat * δx) / m
+        δx_hat = s (δx - δmean) + (x - mean) δs
+               = s (δx - sum(δx) / m - x_hat sum(x_hat * δx) / m)
 
-    The map dx' -> d(x_hat) is symmetric, so its adjoint is itself, applied to g:
+    That is δx_hat = J δx with the m x m matrix (1 the vector of ones, x_hat as a vector)
+
+        J = s (I - 1 1^T / m - x_hat x_hat^T / m)
+
+    Each of its three terms is its own transpose, so J^T = J and dx = J (weight * dy). The two sums are dbias and dweight:
 
         dbias = sum(dy)      dweight = sum(dy * x_hat)
         dx = weight * s * (dy - dbias / m - x_hat * dweight / m)
 
+    In the bracket stands a projection (up to eps): dy without its mean and without its part along x_hat. To shift or to
+    stretch all x of a channel changes no y, so no gradient may point there.
+
     Source: Ioffe & Szegedy 2015, https://arxiv.org/abs/1502.03167
-    UserError when a training batch has one value a channel: its variance is zero and says nothing.
+    UserError when a training batch has one value per channel: its variance is zero and says nothing.
     """
 
     buffers = ("running_mean", "running_var")
@@ -63,15 +73,15 @@ class BatchNorm2d(Layer):
         return dx
 
     def values_per_channel(self, x):
-        """m = N*H*W of x; UserError for a training batch with a single value a channel."""
+        """m = N*H*W of x; UserError for a training batch with a single value per channel."""
         m = x.size // x.shape[-1]
         if self.training and m < 2:
-            raise UserError(f"BatchNorm2d in training needs more than one value a channel, got x of shape {x.shape}: use "
-                            "a larger batch or image, or eval()")
+            raise UserError(f"BatchNorm2d in training needs more than one value per channel, got x of shape {x.shape}: "
+                            "use a larger batch or feature map, or eval()")
         return m
 
     def update_running(self, mean, var, m):
-        """Let the running statistics follow a batch of m values a channel, unless in inference_mode."""
+        """Let the running statistics follow a batch of m values per channel, unless in inference_mode."""
         if in_inference_mode():
             return
         ops_for(mean).update_running(self.running_mean, self.running_var, mean, var, self.momentum, m)
@@ -84,8 +94,8 @@ class LayerNorm(Layer):
 
         x_hat = (x - mean) / sqrt(var + eps), mean and var over the C channels      y = weight * x_hat + bias
 
-    Backward. As in batch normalisation, with the sums over C and g = weight * dy inside them, since the weight now
-    varies along the axis that is normalised:
+    Backward. As in batch normalisation dx = J g, g = weight * dy the gradient of x_hat, with the sums over C; the weight
+    stays inside them, since it varies along the axis that is normalised:
 
         dweight = sum(dy * x_hat)    dbias = sum(dy)    (over all but C)
         dx = (g - mean(g) - x_hat * mean(g * x_hat)) / sqrt(var + eps)

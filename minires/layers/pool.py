@@ -1,6 +1,6 @@
-"""Pooling: the maximum or the mean of a window, and the mean of the whole image."""
+"""Pooling: the maximum or the mean of a window, and the mean of the whole feature map."""
 from minires.backends import ops_for
-from minires.backends.reference import output_size
+from minires.backends.reference import output_sizes
 from minires.errors import UserError
 from minires.layer import Layer
 from minires.layers.arguments import pair, require_output
@@ -18,9 +18,8 @@ class _Pool2d(Layer):
                             f"kernel_size {kernel_size}")
 
     def output_size(self, H, W):
-        """(OH, OW) for an H x W image."""
-        return tuple(output_size(*a) for a in zip((H, W), self.kernel_size, self.stride, self.padding, self.dilation,
-                                                  strict=True))
+        """(OH, OW) for an H x W feature map."""
+        return output_sizes((H, W), self.kernel_size, self.stride, self.padding, self.dilation)
 
 
 class MaxPool2d(_Pool2d):
@@ -29,7 +28,8 @@ class MaxPool2d(_Pool2d):
     x: (N, H, W, C); y: (N, OH, OW, C)        y = max over the window of x
 
     Backward. Away from ties y is one of the x, and only that one moves y; at a tie we take the first in row order, a
-    subgradient. So each dy goes to the pixel that won, and a pixel that won several windows adds them up.
+    subgradient. So δy is a selection of δx, and its transpose sends each dy to the pixel that won; a pixel that won several
+    windows adds them up.
     """
 
     def forward(self, x):
@@ -51,7 +51,7 @@ class AvgPool2d(_Pool2d):
 
     x: (N, H, W, C); y: (N, OH, OW, C)        y = sum over the window of x / (KH * KW)
 
-    Backward. Every x of the window moves y by 1 / (KH * KW), so dy is spread evenly, and overlaps add up.
+    Backward. δy = sum over the window of δx / (KH * KW): the transpose spreads each dy evenly, and overlaps add up.
     """
 
     def __init__(self, kernel_size, stride=None, padding=0):
@@ -69,7 +69,7 @@ class AvgPool2d(_Pool2d):
 
 
 class GlobalAvgPool2d(Layer):
-    """The mean over the whole image. x: (N, H, W, C); y: (N, C); backward: dx = dy / (H * W) at every pixel.
+    """The mean over the whole feature map. x: (N, H, W, C); y: (N, C). Backward: dx = dy / (H * W) at every pixel.
 
     Source: Lin et al. 2014, "Network in Network", section 3.2, https://arxiv.org/abs/1312.4400
     """

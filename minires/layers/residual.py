@@ -1,6 +1,7 @@
 """Residual blocks, and the plain block they are compared with."""
 from minires.backends import ops_for
 from minires.errors import UserError
+from minires.init import default_rng
 from minires.layer import Layer, Sequential
 from minires.layers.activation import ReLU
 from minires.layers.arguments import count, pair
@@ -106,6 +107,7 @@ class BasicBlock(_ResidualBlock):
     expansion = 1
 
     def __init__(self, in_channels, channels, stride=1, shortcut="B", *, rng=None):
+        rng = default_rng(rng)
         self._add_branch(Conv2d(in_channels, channels, 3, stride, 1, bias=False, rng=rng),
                          Conv2d(channels, channels, 3, 1, 1, bias=False, rng=rng))
         self.shortcut = make_shortcut(in_channels, channels, stride, shortcut, rng)
@@ -122,6 +124,7 @@ class Bottleneck(_ResidualBlock):
     expansion = 4
 
     def __init__(self, in_channels, channels, stride=1, shortcut="B", *, rng=None):
+        rng = default_rng(rng)
         self._add_branch(Conv2d(in_channels, channels, 1, bias=False, rng=rng),
                          Conv2d(channels, channels, 3, stride, 1, bias=False, rng=rng),
                          Conv2d(channels, 4 * channels, 1, bias=False, rng=rng))
@@ -138,6 +141,7 @@ class PlainBlock(_Branch):
     expansion = 1
 
     def __init__(self, in_channels, channels, stride=1, shortcut=None, *, rng=None):
+        rng = default_rng(rng)
         self._add_branch(Conv2d(in_channels, channels, 3, stride, 1, bias=False, rng=rng),
                          Conv2d(channels, channels, 3, 1, 1, bias=False, rng=rng))
         self.relu = ReLU()

@@ -1,13 +1,19 @@
 """The CIFAR and ImageNet ResNet families and their plain twins, by name."""
 from minires.errors import UserError
+from minires.init import default_rng
 from minires.models.resnet import CIFAR_DEPTHS, IMAGENET_LAYOUTS, CifarResNet, ImageNetResNet
 
 MODELS = (*(f"resnet{depth}" for depth in CIFAR_DEPTHS), *(f"plain{depth}" for depth in CIFAR_DEPTHS),
           *(f"resnet{depth}" for depth in IMAGENET_LAYOUTS))
 
 
+def depth_of(name):
+    """The number in a model's name: 20 of "resnet20" and of "plain20"."""
+    return int(name.removeprefix("resnet").removeprefix("plain"))
+
+
 def build_model(name, num_classes=10, shortcut=None, stem=None, *, in_channels=3, rng=None):
-    """A network by name, He-initialised from `rng` (seed 0 when none is given).
+    """A network by name, He-initialised from `rng`, a Generator or a seed (seed 0 when none is given).
 
     name: one of MODELS. shortcut: "A" or "B" (default: A for the CIFAR family, B for the ImageNet family).
     stem, resnet18 to 152 only: "cifar" (3x3, no pooling; the default) or "imagenet" (7x7 stride 2 and max pooling).
@@ -15,13 +21,14 @@ def build_model(name, num_classes=10, shortcut=None, stem=None, *, in_channels=3
     """
     if name not in MODELS:
         raise UserError(f"unknown model {name!r}: choose one of {', '.join(MODELS)}")
-    family, depth = name.rstrip("0123456789"), int(name.lstrip("resntplai"))
+    plain, depth = name.startswith("plain"), depth_of(name)
+    rng = default_rng(0 if rng is None else rng)
     if depth in CIFAR_DEPTHS:
         if stem not in (None, "cifar"):
             raise UserError(f"{name} has one stem, cifar, got stem {stem!r}: resnet18 to resnet152 have the imagenet stem")
-        if family == "plain" and shortcut is not None:
+        if plain and shortcut is not None:
             raise UserError(f"{name} has no shortcuts, got shortcut {shortcut!r}: leave it out")
-        return CifarResNet(depth, num_classes, shortcut or "A", plain=family == "plain", in_channels=in_channels, rng=rng)
+        return CifarResNet(depth, num_classes, shortcut or "A", plain=plain, in_channels=in_channels, rng=rng)
     return ImageNetResNet(depth, num_classes, shortcut or "B", stem or "cifar", in_channels=in_channels, rng=rng)
 
 

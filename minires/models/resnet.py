@@ -1,7 +1,6 @@
 """Residual networks of He et al. 2015, https://arxiv.org/abs/1512.03385: stem, stages of blocks, mean, linear."""
-import numpy as np
-
 from minires.errors import UserError
+from minires.init import default_rng
 from minires.layer import Layer, Sequential
 from minires.layers import BasicBlock, BatchNorm2d, Bottleneck, Conv2d, GlobalAvgPool2d, Linear, MaxPool2d, PlainBlock, ReLU
 from minires.layers.arguments import count
@@ -42,7 +41,7 @@ class CifarResNet(_ResNet):
     """
 
     def __init__(self, depth, num_classes=10, shortcut="A", *, plain=False, in_channels=3, rng=None):
-        rng = np.random.default_rng(0) if rng is None else rng
+        rng = default_rng(0 if rng is None else rng)
         count("num_classes", num_classes)
         block, self._width = (PlainBlock if plain else BasicBlock), 16
         self.conv1, self.bn1 = Conv2d(in_channels, 16, 3, 1, 1, bias=False, rng=rng), BatchNorm2d(16)
@@ -64,7 +63,7 @@ class ImageNetResNet(_ResNet):
     def __init__(self, depth, num_classes=1000, shortcut="B", stem="imagenet", *, in_channels=3, rng=None):
         if stem not in ("cifar", "imagenet"):
             raise UserError(f"unknown stem {stem!r}: choose cifar or imagenet")
-        rng = np.random.default_rng(0) if rng is None else rng
+        rng = default_rng(0 if rng is None else rng)
         count("num_classes", num_classes)
         (block, layout), self._width = IMAGENET_LAYOUTS[depth], 64
         kernel, stride, padding = (7, 2, 3) if stem == "imagenet" else (3, 1, 1)

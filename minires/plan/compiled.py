@@ -14,7 +14,7 @@ from operator import is_
 import numpy as np
 
 from minires.backends import device_of, ops_for
-from minires.layer import Parameter, in_inference_mode, inference_cache, inference_mode, is_watched, zero_gradients
+from minires.layer import Parameter, changes, in_inference_mode, inference_cache, inference_mode, is_watched, zero_gradients
 from minires.plan.memory import Memory, recompute
 from minires.plan.program import Program
 from minires.plan.report import Plan
@@ -46,8 +46,7 @@ class _Compiled:
         layers go to somebody else (`calls_go_to`)."""
         if is_watched():
             return None
-        key = (ops_for(inputs[0]).__name__, *((x.shape, np.dtype(x.dtype)) for x in inputs))
-        found = self._plans.get(key)
+        key, found = self._known(inputs)
         if found is None and len(self._plans) == MOST_SHAPES:
             return None
         if found is None or not found.fits(self.model):
@@ -55,6 +54,11 @@ class _Compiled:
             plan = self._planned([(x.shape, x.dtype) for x in inputs], device_of(inputs[0]))
             found = self._plans[key] = _Planned(plan, self.model)
         return found
+
+    def _known(self, inputs):
+        """A key for some inputs, and what was planned for it."""
+        key = (ops_for(inputs[0]).__name__, *((x.shape, x.dtype) for x in inputs))
+        return key, self._plans.get(key)
 
     def _planned(self, inputs, device="cpu"):
         return planned(trace(self.model, self.loss, inputs, device, self._input_gradient), self._rewrites)
@@ -83,12 +87,21 @@ class _Planned:
 
     def __init__(self, plan, model):
         self.plan, self.run, self.weights = plan, Runner(plan.program, plan.memory), None
-        self._made_of = _made_of(model, plan.program.opaque)
+        self._made_of, self._seen = _made_of(model, plan.program.opaque), changes()
+
+    @property
+    def current(self):
+        """Whether nothing at all has changed since the model was looked at."""
+        return self._seen == changes()
 
     def fits(self, model):
         """Whether the model is still made of the same."""
-        made_of = _made_of(model, self.plan.program.opaque)
-        return len(made_of) == len(self._made_of) and all(map(is_, made_of, self._made_of))
+        if not self.current:
+            made_of = _made_of(model, self.plan.program.opaque)
+            if len(made_of) != len(self._made_of) or not all(map(is_, made_of, self._made_of)):
+                return False
+            self._seen = changes()
+        return True
 
 
 class TrainingStep(_Compiled):
@@ -127,14 +140,20 @@ class Prediction(_Compiled):
         super().__init__(model, None, EVALUATION)
 
     def __call__(self, x):
+        _, found = self._known((x,))
+        if found is not None and found.current and not is_watched():
+            return self._predict(found, x)
         with _evaluating(self.model):
             found = self._run((x,))
             if found is None:
                 with inference_mode():
                     return self.model.forward(x)
-            self._refold(found)
-            (y,) = found.run((x,))
-            return y.copy()
+            return self._predict(found, x)
+
+    def _predict(self, found, x):
+        self._refold(found)
+        (y,) = found.run((x,))
+        return y.copy()
 
     def plan(self, shape, dtype=np.float32):
         """The Plan for x of a shape (N, H, W, C)."""
@@ -155,14 +174,16 @@ class Prediction(_Compiled):
 @contextmanager
 def _evaluating(model):
     """Inside, every layer is in evaluation mode."""
-    training = [layer for _, layer in model.named_layers() if layer.training]
-    for layer in training:
+    training = [(layer, "training" in vars(layer)) for _, layer in model.named_layers() if layer.training]
+    for layer, _ in training:
         layer.training = False
     try:
         yield
     finally:
-        for layer in training:
-            layer.training = True
+        for layer, own in training:
+            del layer.training  # the class's is True
+            if own:
+                layer.training = True
 
 
 def _digest(model):

@@ -26,7 +26,7 @@ class Memory:
 
 
 def lifetimes(steps, outputs):
-    """({Array: (index of the step that makes it, of the last that reads it)} of all that is placed, {Array: in whose place}).
+    """{Array: (index of the step that makes it, of the last that reads it)} of all that has a place, and {Array: in whose}.
 
     A value takes the place of one that ends where it is made, if IN_PLACE says so.
     """
@@ -43,14 +43,14 @@ def lifetimes(steps, outputs):
             last[root(array)] = len(steps)
     holders = {}
     for index, step in enumerate(steps):
-        if step.operator in IN_PLACE:
-            result, old = (values[place] for values, place in zip((step.results, step.arguments), IN_PLACE[step.operator],
-                                                                  strict=True))
-            if result in first and isinstance(old, Array) and last.get(root(old)) == index and old.nbytes == result.nbytes:
-                others = [array for array in step.reads() if root(array) is root(old)]
-                if len(others) == 1:
-                    holder = holders.get(root(old), root(old))
-                    holders[result], last[holder] = holder, last[result]
+        result = step.results[0] if step.results else None
+        for place in IN_PLACE.get(step.operator, ()) if result in first else ():
+            old = step.arguments[place]
+            if isinstance(old, Array) and last.get(root(old)) == index and old.nbytes == result.nbytes and (
+                    sum(root(array) is root(old) for array in step.reads()) == 1):
+                holder = holders.get(root(old), root(old))
+                holders[result], last[holder] = holder, last[result]
+                break
     return {array: (first[array], last[array]) for array in first
             if array.nbytes >= SMALLEST and array not in holders}, holders
 

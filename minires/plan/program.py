@@ -61,4 +61,4 @@ def like(step, operator, arguments, results):
 
 def root(array):
     """The Array whose memory a value lies in."""
-    return array.base or array
+    return array if array.base is None else array.base

@@ -1,8 +1,8 @@
-"""From what layers say to what is run: each rewrite makes a program with fewer passes over memory of one that computes the same.
+"""From what layers say to what is run: each rewrite makes the same numbers with fewer passes over memory.
 
 They look at operators and at who reads what, never at layers: any network profits whose arithmetic matches. A rewrite that
-finds no match changes nothing. In the order that they are applied (TRAINING, EVALUATION, below); z is a convolution's output,
-`...` what an operator takes besides.
+finds no match changes nothing. They stand in the order that they are applied in (TRAINING, EVALUATION, below); z is a
+convolution's output, `...` what an operator takes besides.
 
 A value may move to a later step only where nobody reads it in between, to an earlier one only where all it reads is there.
 """
@@ -49,7 +49,8 @@ def moments_into_convolution(program):
         if _is(conv, "conv2d_forward") and conv not in changes:
             x, weight, bias, stride, padding, dilation = conv.arguments
             if bias is None and dilation == PLAIN:
-                changes[conv] = [like(conv, "conv2d_moments", (x, None, weight, stride, padding), conv.results + step.results)]
+                changes[conv] = [like(conv, "conv2d_moments", (x, None, weight, stride, padding),
+                                      conv.results + step.results)]
                 changes[step] = []
     program.rewrite(changes)
 
@@ -130,7 +131,8 @@ def sums_into_mask(program):
     for step in program.steps:
         mask = makers.get(step.arguments[0]) if step.operator == "gradient_sums" else None
         if _is(mask, "relu_backward") and mask not in changes:
-            changes[mask] = [like(mask, "add_relu_gradient", (*mask.arguments, *step.arguments[1:]), mask.results + step.results)]
+            changes[mask] = [like(mask, "add_relu_gradient", (*mask.arguments, *step.arguments[1:]),
+                                  mask.results + step.results)]
             changes[step] = []
     program.rewrite(changes)
 
@@ -171,7 +173,7 @@ def accumulate_where_made(program):
             continue
         total, value = step.arguments
         maker = makers.get(value)
-        if readers[value] != [step] or maker is None or maker.operator not in ("conv2d_unit_gradient", "batchnorm_coefficients"):
+        if readers[value] != [step] or not (_is(maker, "conv2d_unit_gradient") or _is(maker, "batchnorm_coefficients")):
             continue
         now = latest.get(maker, maker)
         index = next(i for i, result in enumerate(now.results) if result is value)
@@ -190,7 +192,8 @@ def sum_into_gradient(program):
             continue
         for dx, other in (step.arguments, step.arguments[::-1]):
             unit = makers.get(dx)
-            if _is(unit, "conv2d_unit_gradient") and unit not in changes and readers[dx] == [step] and unit.arguments[8] is None:
+            if _is(unit, "conv2d_unit_gradient") and unit not in changes and readers[dx] == [step] and (
+                    unit.arguments[8] is None):
                 changes[step] = [_with(unit, {8: other}, {0: step.results[0]})]
                 changes[unit] = []
                 break
@@ -198,11 +201,13 @@ def sum_into_gradient(program):
 
 
 def mask_into_gradient(program):
-    """add_relu_gradient(dx, y, z, mean), dx from conv2d_unit_gradient(..., x=y)  ->  conv2d_unit_gradient(..., front=(z, mean))."""
+    """add_relu_gradient(dx, y, z, mean), dx from conv2d_unit_gradient(..., x=y)
+    ->  conv2d_unit_gradient(..., front=(z, mean)): masked, and its sums taken, where it is written."""
     makers, readers, changes = program.makers(), program.readers(), {}
     for step in program.steps:
         unit = makers.get(step.arguments[0]) if step.operator == "add_relu_gradient" else None
-        if _is(unit, "conv2d_unit_gradient") and readers[step.arguments[0]] == [step] and unit.arguments[3] is step.arguments[1]:
+        if _is(unit, "conv2d_unit_gradient") and readers[step.arguments[0]] == [step] and (
+                unit.arguments[3] is step.arguments[1]):
             g, *sums = step.results
             changes[unit] = [_with(unit, {10: step.arguments[2:]}, {0: g, 2: sums[0], 3: sums[1]})]
             changes[step] = []
@@ -212,8 +217,8 @@ def mask_into_gradient(program):
 def normalise_where_read(program):
     """y = normalise_add_relu(z, ..., None)  ->  whoever reads y reads z and forms it again, if all of its readers can.
 
-    Those are conv2d_moments and conv2d_unit_gradient, whose `front` a prologue takes the place of. y with a residual is formed
-    so by a conv2d_unit_gradient that is its only reader.
+    Those are conv2d_moments, add_relu_gradient and conv2d_unit_gradient, whose `front` then is the prologue. A residual is
+    added there by a gradient that is the only reader of y.
     """
     readers, changes = program.readers(), {}
     for step in program.steps:
@@ -245,7 +250,12 @@ def _reading(reader, y, z, prologue, residual):
     """`reader` with z and its prologue in the place of y, or None where it cannot read them."""
     if _is(reader, "conv2d_moments") and residual is None and reader.arguments[0] is y and reader.arguments[1] is None:
         return like(reader, "conv2d_moments", (z, prologue, *reader.arguments[2:]), reader.results)
-    if not _is(reader, "conv2d_unit_gradient") or sum(array is y for array in reader.reads()) != 1 or reader.arguments[3] is not y:
+    if _is(reader, "add_relu_gradient") and len(reader.arguments) == 4 and reader.arguments[1] is y and (
+            reader.arguments[0] is not y and reader.arguments[2] is z and reader.arguments[3] is prologue[0]):
+        dy, _, *statistics = reader.arguments
+        return like(reader, "add_relu_gradient", (dy, None, *statistics, prologue, residual), reader.results)
+    alone = sum(array is y for array in reader.reads()) == 1 if reader is not None else False
+    if not _is(reader, "conv2d_unit_gradient") or not alone or reader.arguments[3] is not y:
         return None
     front = reader.arguments[10]
     if reader.arguments[9] and (front is None or front[0] is not z or front[1] is not prologue[0]):
@@ -269,7 +279,7 @@ def _with(step, arguments, results):
 
 def _weight_of(readers, shape):
     """The weight, of a shape, that a convolution of the same input has, or None."""
-    forward = (reader for reader in readers if reader is not None and reader.operator in ("conv2d_forward", "conv2d_moments"))
+    forward = (reader for reader in readers if _is(reader, "conv2d_forward") or _is(reader, "conv2d_moments"))
     weights = (next(a for a in reader.arguments[1:3] if hasattr(a, "shape")) for reader in forward)
     return next((weight for weight in weights if weight.shape == shape), None)
 
@@ -280,6 +290,7 @@ def _new(step, operator, arguments):
     return tracer.results(operator, arguments)
 
 
-TRAINING = (split_normalisation, moments_into_convolution, relu_into_normalisation, sums_into_mask, gradients_of_one_convolution,
-            accumulate_where_made, sum_into_gradient, mask_into_gradient, normalise_where_read, normalise_where_first_read)
+TRAINING = (split_normalisation, moments_into_convolution, relu_into_normalisation, sums_into_mask,
+            gradients_of_one_convolution, accumulate_where_made, sum_into_gradient, mask_into_gradient, normalise_where_read,
+            normalise_where_first_read)
 EVALUATION = (split_normalisation, fold_normalisation, relu_into_normalisation, prepare_weights)

@@ -20,9 +20,7 @@ class Runner:
 
     def __call__(self, inputs):
         """The program's outputs for some inputs, as arrays that the next run overwrites."""
-        if self._launches is not None and not self._launches.usable:
-            self._launches = None
-        if self._launches is None:
+        if self._launches is None or not self._launches.usable:
             self._first(inputs)
         else:
             for array, value in zip(self._program.inputs, inputs, strict=True):
@@ -50,8 +48,8 @@ class Runner:
         launches = self._ops.Launches(self._memory.peak_bytes)
         last = {root(array): index for index, step in enumerate(self._steps) for array in [*step.reads(), *step.results]
                 if array is not None}
-        kept = {root(array) for array in (*self._program.outputs, *self._program.inputs)}
-        with launches.noting():
+        kept = {*self._values, *map(root, self._program.outputs)}
+        with launches.noting([(step.operator, step.arguments) for step in self._steps], len(inputs[0])):
             for index, step in enumerate(self._steps):
                 launches.expect([(array.nbytes, offsets[array]) for array in step.results if array in offsets])
                 for array, value in zip(step.results, self._compute(step), strict=True):
@@ -59,7 +57,7 @@ class Runner:
                         self._values[array] = value
                         if isinstance(value, np.ndarray) and not launches.lies_well(value, offsets.get(root(array))):
                             raise RuntimeError(f"a result of {step.operator} lies in memory that others will use")
-                for array in [*step.reads(), *step.results]:  # a device's memory has no offsets: it is free when nobody has it
+                for array in [*step.reads(), *step.results]:  # a device's memory is free when nobody has it
                     if array is not None and last[root(array)] == index and root(array) not in kept:
                         self._values.pop(array, None)
         self._launches = launches

@@ -11,13 +11,13 @@ import numpy as np
 from minires.backends import to_device, tracer_of_caller
 from minires.backends.trace import Array, Tracer, Untraceable, where
 from minires.errors import UserError
-from minires.layer import calls_go_to, inference_mode
+from minires.layer import calls_go_to, changed, inference_mode
 from minires.plan.program import Program
 
 
 def trace(model, loss, inputs, device, input_gradient=False):
-    """The Program of a training step (its outputs loss, logits and, if asked for, dL/dx), or without a loss of a forward pass
-    that keeps nothing.
+    """The Program of a training step (its outputs loss, logits and, if asked for, dL/dx); without a loss that of a forward
+    pass which keeps nothing.
 
     inputs: shapes and dtypes of x and target, or of x, as (shape, dtype). Nothing of the model is changed.
     UserError for what the layers refuse; what a layer raises on real arrays too comes through.
@@ -33,7 +33,7 @@ def trace(model, loss, inputs, device, input_gradient=False):
             known[found.layer] = str(found)
             continue
         program = Program(tracer.steps, arrays, outputs if loss is None or input_gradient else outputs[:2])
-        program.opaque = {below for layer in watch.opaque for _, below in layer.named_layers()}
+        program.opaque = {below for layer in watch.opaque if layer is not loss for _, below in layer.named_layers()}
         return program
 
 
@@ -73,14 +73,23 @@ class _Watch:
 
     def loss(self, loss, name, arguments, shape, dtype):
         """The loss's forward or backward, traced or, if it computes by itself, called."""
-        count = len(self._tracer.steps)
-        try:
-            return getattr(loss, name)(*arguments)
-        except UserError:
-            raise
-        except Exception as error:  # as in _traced
-            del self._tracer.steps[count:]
-            return self._called(getattr(type(loss), name), (loss, *arguments), shape, dtype, _why(error))
+        count, before, reason = len(self._tracer.steps), dict(vars(loss)), self._known.get(loss)
+        if loss in self.opaque:
+            reason = "its forward is opaque"
+        if reason is None:
+            try:
+                return getattr(loss, name)(*arguments)
+            except (UserError, _BackwardOpaque):
+                raise
+            except Exception as error:  # as in _traced
+                reason = _why(error)
+                if name == "backward":
+                    raise _BackwardOpaque(loss, reason) from error
+        del self._tracer.steps[count:]
+        vars(loss).clear()
+        vars(loss).update(before)
+        self.opaque[loss] = None
+        return self._called(getattr(type(loss), name), (loss, *arguments), shape, dtype, reason)
 
     def _traced(self, method, layer, array):
         count, before = len(self._tracer.steps), _attributes(layer)
@@ -146,6 +155,7 @@ def _as_found(model):
             vars(layer).update(attributes)
             for name, values in buffers.items():
                 getattr(layer, name)[...] = values
+        changed()
         for stream, state in streams:
             stream.bit_generator.state = state
 

@@ -6,7 +6,7 @@ import numpy as np
 from minires.backends import use_backend
 from minires.errors import UserError
 from minires.layers.fused import fuse
-from minires.models import MODELS, build_model
+from minires.models import MODELS, build_model, depth_of
 from minires.models.resnet import CIFAR_DEPTHS
 from minires.study.forward_mode import adjoint_errors, step_curve
 from minires.study.forward_mode.adjoint import TOLERANCE as ADJOINT_TOLERANCE
@@ -15,7 +15,7 @@ from minires.study.subjects import LAYERS, LOSSES
 
 OPERATOR_TOLERANCE = 1e-6
 NETWORK_TOLERANCE = 1e-5
-NETWORK_INPUT = (2, 8, 8, 3)  # 2 x 2 pixels in the last stage: every border, and 8 values a channel for its statistics
+NETWORK_INPUT = (2, 8, 8, 3)  # 2 x 2 pixels in the last stage: every border, and 8 values per channel for its statistics
 LARGE_INPUT = (2, 16, 16, 3)  # the same for the ImageNet family, which halves the image once more
 NETWORK_COMPLETE, NETWORK_SAMPLE = 64, 16
 FUSED_SAMPLE = 6  # the same function, which a test holds equal to the other; here each tensor's slope once more
@@ -134,7 +134,7 @@ def _subjects(target):
                         f"or a model: {', '.join(MODELS)}")
     model = target or "resnet20"
     options, sampled = {"complete": NETWORK_COMPLETE, "sample": NETWORK_SAMPLE}, {"complete": 0, "sample": FUSED_SAMPLE}
-    cifar = int(model.lstrip("resntplai")) in CIFAR_DEPTHS
+    cifar = depth_of(model) in CIFAR_DEPTHS
     strict = ADJOINT_TOLERANCE if cifar and model.startswith("resnet") else DEEP_ADJOINT_TOLERANCE
     row = (NETWORK_INPUT if cifar else LARGE_INPUT, NETWORK_TOLERANCE, strict)
     network = {

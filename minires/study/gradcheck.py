@@ -22,8 +22,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from minires.backends import to_device, to_numpy
+from minires.backends import device_of, to_device, to_numpy
 from minires.errors import UserError
+from minires.init import default_rng
 from minires.layer import Layer
 
 STEPS = (1e-5, 1e-6, 1e-7, 1e-8)
@@ -140,14 +141,15 @@ def _random_values(name, shape, rng):
 
 
 def _fill(array, values):
-    array[...] = to_device(values.astype(array.dtype), "cpu" if isinstance(array, np.ndarray) else "cuda")
+    array[...] = to_device(values.astype(array.dtype), device_of(array))
 
 
-def check_gradients(layer, x, rng, tolerance=1e-6, *, complete=400, sample=50):
+def check_gradients(layer, x, rng=None, tolerance=1e-6, *, complete=400, sample=50):
     """Prove dx and every parameter's gradient, in value, shape and dtype; returns the GradientReport.
 
     x: float64, away from kinks and ties (`distinct_nonzero`); the layer in float64 too. Tensors of up to `complete`
-    entries are checked whole, larger ones in `sample` entries drawn by rng and along one random direction.
+    entries are checked whole, larger ones in `sample` entries drawn by rng and along one random direction. rng: a Generator
+    or a seed, 0 if None; dy is drawn from it too.
     Also checked: gradients add up over two backward passes; x and dy stay as they were. The layer is left as it was, with
     gradients at zero: parameters, running statistics and random generators are put back, before each forward and at the end.
 
@@ -161,13 +163,13 @@ def check_gradients(layer, x, rng, tolerance=1e-6, *, complete=400, sample=50):
     return report
 
 
-def measure_gradients(layer, x, rng, tolerance=1e-6, *, complete=400, sample=50, progress=lambda: None):
+def measure_gradients(layer, x, rng=None, tolerance=1e-6, *, complete=400, sample=50, progress=lambda: None):
     """`check_gradients` without the verdict: the report, of failures too. progress() is called after each tensor."""
     arrays = {"x": x, **{name: parameter.data for name, parameter in layer.named_parameters()}}
     wrong = [f"{name} is {array.dtype}" for name, array in arrays.items() if array.dtype != np.float64]
     if wrong:
         raise UserError(f"gradients are proved in float64, but {', '.join(wrong)}: convert with astype(numpy.float64)")
-    probe = _Probe(layer, x, rng, tolerance)
+    probe = _Probe(layer, x, default_rng(0 if rng is None else rng), tolerance)
     try:
         checks = []
         for name in probe.claims:
@@ -206,7 +208,7 @@ class _Probe:
         x, runs, changed = to_numpy(self.x).copy(), [], []
         for _ in range(2):
             self.forward()
-            dy = to_device(self.dy.copy(), "cpu" if isinstance(self.x, np.ndarray) else "cuda")
+            dy = to_device(self.dy.copy(), device_of(self.x))
             dx = self.layer.backward(dy)
             changed += ["dy"] * (not np.array_equal(to_numpy(dy), self.dy))
             changed += ["x"] * (not np.array_equal(to_numpy(self.x), x))
@@ -260,7 +262,7 @@ class _Probe:
         if spare:
             unit = self.rng.standard_normal(array.shape)
             unit /= np.linalg.norm(unit)
-            places.append((array, to_device(unit, "cpu" if isinstance(array, np.ndarray) else "cuda")))
+            places.append((array, to_device(unit, device_of(array))))
             claimed.append(np.vdot(claim, unit))
         slopes = [self.slope(place, STEPS[0]) for place in places]
         if not np.isfinite(slopes).all():

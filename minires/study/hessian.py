@@ -5,10 +5,10 @@ With g(w) the gradient of the loss over all weights, written as one vector, the 
     H v = d/dt g(w + t v) at t = 0
 
 is the change of the gradient as the weights move along v: the forward-mode product of the whole forward and backward pass.
-So every line of a backward pass is differentiated once more, by hand, with a prime for a change (Pearlmutter's R{.}):
+So every line of a backward pass is differentiated once more, by hand, with a δ for a change (Pearlmutter's R{.}):
 
-    y = f(x; weight)               y'  from `forward_mode`: x' and weight' in, y' out
-    dx = backward(dy)              dx' and dweight' from dy and dy', below, one closure for each layer
+    y = f(x; weight)               δy  from `forward_mode`: δx and δweight in, δy out
+    dx = backward(dy)              δdx and δdweight from dy and δdy, below, one closure for each layer
 
 It costs about three gradients, and no step size. Source: Pearlmutter 1994, "Fast exact multiplication by the Hessian".
 """
@@ -24,7 +24,7 @@ from minires.study.forward_mode.products import CHAINS, RESIDUALS, branch_of, ch
 from minires.study.forward_mode.rules import LAYER_RULES, LOSS_RULES, batchnorm_normalised, normalised
 from minires.study.gradcheck import LayerState
 
-# Each rule: (layer, x, x', tangents, sums) -> y, y', back, where back(dy, dy') gives (dx, dx') and adds (dweight, dweight')
+# Each rule: (layer, x, δx, tangents, sums) -> y, δy, back, where back(dy, δdy) gives (dx, δdx) and adds (dweight, δdweight)
 # to sums[weight], a list of the two, for each parameter.
 
 
@@ -37,7 +37,7 @@ def _add(sums, parameter, gradient, change):
 def _conv2d(layer, x, v, tangents, sums):
     """dx = C^T(dy; weight) and dweight = G(dy, x) are linear in each of the two they depend on: the product rule.
 
-    dx' = C^T(dy'; weight) + C^T(dy; weight')      dweight' = G(dy', x) + G(dy, x')      dbias' = sum of dy'
+    δdx = C^T(δdy; weight) + C^T(dy; δweight)      δdweight = G(δdy, x) + G(dy, δx)      δdbias = sum of δdy
     """
     ops, weight, moved = ops_for(x), layer.weight.data, tangents[layer.weight]
     geometry = (layer.stride, layer.padding, layer.dilation)
@@ -56,7 +56,7 @@ def _conv2d(layer, x, v, tangents, sums):
 
 
 def _linear(layer, x, v, tangents, sums):
-    """dx' = dy' @ weight^T + dy @ weight'^T      dweight' = x^T @ dy' + x'^T @ dy      dbias' = sum of dy'."""
+    """δdx = δdy @ weight^T + dy @ δweight^T      δdweight = x^T @ δdy + δx^T @ dy      δdbias = sum of δdy."""
     y, change = tangent(layer, x, v, tangents)
 
     def back(g, dg):
@@ -70,13 +70,13 @@ def _linear(layer, x, v, tangents, sums):
 def _normalisation(layer, parts, axes, tangents, sums):
     """x_hat = (x - mean) s and dx = s P, P = q - mean(q) - x_hat mean(x_hat q), q = weight dy, means over `axes`.
 
-    q' = weight' dy + weight dy', and by the product rule, with x_hat' and s' from `forward_mode.rules.normalised`:
+    δq = δweight dy + weight δdy, and by the product rule, with δx_hat and δs from `forward_mode.rules.normalised`:
 
-        P' = q' - mean(q') - x_hat' mean(x_hat q) - x_hat (mean(x_hat' q) + mean(x_hat q'))
-        dx' = s' P + s P'
-        dweight' = sum(dy' x_hat + dy x_hat')      dbias' = sum(dy')
+        δP = δq - mean(δq) - δx_hat mean(x_hat q) - x_hat (mean(δx_hat q) + mean(x_hat δq))
+        δdx = δs P + s δP
+        δdweight = sum(δdy x_hat + dy δx_hat)      δdbias = sum(δdy)
 
-    With constant statistics (axes None, evaluation) the means are not there: P = q, P' = q', s' = 0.
+    With constant statistics (axes None, evaluation) the means are not there: P = q, δP = δq, δs = 0.
     """
     x_hat, moved, s, s_moved = parts
     weight = layer.weight.data
@@ -114,7 +114,7 @@ def _layernorm(layer, x, v, tangents, sums):
 
 def _constant_slope(layer, x, v, tangents, sums):
     """Linear layers without weights, ReLU and max pooling: the slope does not change as x moves a little, so that
-    dx' is the layer's own backward pass, applied to dy'."""
+    δdx is the layer's own backward pass, applied to δdy."""
     state = LayerState(layer)
     y, change = tangent(layer, x, v, tangents)
 
@@ -146,7 +146,7 @@ def _chain(layer, x, v, tangents, sums):
 
 
 def _residual(block, x, v, tangents, sums):
-    """q = relu'(F + S) dy goes to both paths and their results add, and so do the changes: dx' = F' + S'."""
+    """q = relu'(F + S) dy goes to both paths and their results add, and so do the changes."""
     branch, branch_v, branch_back = _run(branch_of(block), x, v, tangents, sums)
     shortcut, shortcut_v, shortcut_back = _run([block.shortcut], x, v, tangents, sums)
     y, change, relu_back = _run([block.relu], branch + shortcut, branch_v + shortcut_v, tangents, sums)
@@ -164,7 +164,7 @@ RULES = {**dict.fromkeys(LAYER_RULES, _constant_slope), Conv2d: _conv2d, Linear:
 
 
 def _cross_entropy(loss, y, v, target):
-    """dy = (p - q) / N with p = softmax(y), and p' = p (v - sum_k p_k v_k): dy' = p' / N."""
+    """dy = (p - q) / N with p = softmax(y), and δp = p (δy - sum(p * δy)): δdy = δp / N."""
     p = np.exp(y - y.max(1, keepdims=True))
     p /= p.sum(1, keepdims=True)
     q = np.full_like(p, loss.label_smoothing / y.shape[1])
@@ -173,7 +173,7 @@ def _cross_entropy(loss, y, v, target):
 
 
 def _mse(loss, y, v, target):
-    """dy = 2 (y - target) / size: dy' = 2 v / size."""
+    """dy = 2 (y - target) / size: δdy = 2 δy / size."""
     return 2 * (y - target) / y.size, 2 * v / y.size
 
 

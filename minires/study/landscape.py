@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from minires.backends import to_device, to_numpy
+from minires.backends import device_of, to_device, to_numpy
 from minires.errors import UserError
 from minires.losses import CrossEntropyLoss
 from minires.training.metrics import evaluate
@@ -61,7 +61,7 @@ def landscape(model, batches, steps, directions, progress=lambda done, total: No
         raise UserError(f"a slice has 1 or 2 directions, got {len(directions)}")
     parameters = dict(model.named_parameters())
     origin = {name: parameter.data.copy() for name, parameter in parameters.items()}
-    device = "cpu" if isinstance(next(iter(origin.values())), np.ndarray) else "cuda"
+    device = device_of(next(iter(origin.values())))
     directions = [{name: to_device(array, device) for name, array in direction.items()} for direction in directions]
     shape = (len(steps),) * len(directions)
     loss, accuracy = np.empty(shape), np.empty(shape)

@@ -5,7 +5,7 @@
 """
 from contextlib import contextmanager
 
-from minires.layer import listening
+from minires.layer import changed, listening
 from minires.layers.fused import fuse
 
 
@@ -26,6 +26,7 @@ def left_as_found(model):
         for layer, attributes in found:
             vars(layer).clear()
             vars(layer).update(attributes)
+        changed()
         for parameter, gradient in gradients:
             parameter.grad = gradient
 

@@ -10,6 +10,7 @@ from minires.errors import UserError
 from minires.files import save_tensors, write_atomically
 from minires.losses import CrossEntropyLoss
 from minires.plan import compile
+from minires.reprs import describe
 from minires.training.checkpoint import load_state, save_state
 from minires.training.metrics import Score, evaluate, read_metrics, write_metrics
 from minires.training.progress import Progress
@@ -48,6 +49,9 @@ class Trainer:
         self.loss = CrossEntropyLoss() if loss is None else loss
         self.out, self.about, self.device, self.progress = None if out is None else Path(out), about, device, progress
         self.rows = []
+
+    def __repr__(self):
+        return describe(self)
 
     @property
     def epoch(self):

@@ -2,14 +2,16 @@
 
 Reading order: microkernel (the inner loop), geometry (which elements it multiplies), conv, norm, pool, elementwise, plain;
 and simd (vectors as values), host (how wide they are), arena (memory that is used again), threads (who computes what),
-launches (all of it again, without Python), jit and ahead (how and when kernels are compiled).
+launches (all of it again, without Python), jit and ahead (how and when kernels are compiled), llvm and numba_private
+(phrases of the compiler's language, and what is assumed of it), environment (what is read before the compiler is there).
 """
 import sys
 
-from numba.core import event
+from minires.backends.cpu.environment import MOST_THREADS  # before anything that imports Numba
 
+# isort: split
 from minires.backends.composed import digest, folded
-from minires.backends.cpu import threads
+from minires.backends.cpu import jit, numba_private, threads
 from minires.backends.cpu.ahead import ahead
 from minires.backends.cpu.algorithm import kernel_name as kernel_name  # of no operator
 from minires.backends.cpu.conv import conv2d_forward, conv2d_input_gradient, conv2d_weight_gradient
@@ -127,25 +129,22 @@ __all__ = [
 
 def set_num_threads(count):
     """Use `count` threads; UserError unless 1 <= count <= the cores of this process (or NUMBA_NUM_THREADS)."""
-    if not isinstance(count, int) or not 1 <= count <= threads.MOST_THREADS:
-        raise UserError(f"cannot use {count!r} threads: choose 1 to {threads.MOST_THREADS}, the cores of this process")
+    if not isinstance(count, int) or not 1 <= count <= MOST_THREADS:
+        raise UserError(f"cannot use {count!r} threads: choose 1 to {MOST_THREADS}, the cores of this process")
     threads.pool.threads = count
 
 
-class _Announcement(event.Listener):
-    """Says once a process that kernels are being compiled: it takes seconds, and only the first time on a machine."""
-
-    told = False
-
-    def on_start(self, event):
-        if event.data["dispatcher"].py_func.__module__.startswith("minires."):
-            ahead.compiling()
-            if not self.told:
-                _Announcement.told = True
-                print("minires: compiling CPU kernels for this machine (cached for the next time)", file=sys.stderr)
-
-    def on_end(self, event):
-        pass
+_announced = False
 
 
-event.register("numba:compile", _Announcement())
+def _announce(function):
+    """Say once a process that kernels are being compiled: it takes seconds, and only the first time on a machine."""
+    global _announced
+    if jit.kept and function.__module__.startswith("minires."):  # else it was said that they are not
+        ahead.compiling()
+        if not _announced:
+            _announced = True
+            print("minires: compiling CPU kernels for this machine (cached for the next time)", file=sys.stderr)
+
+
+numba_private.on_compile(_announce)

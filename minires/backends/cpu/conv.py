@@ -22,7 +22,7 @@ from minires.backends.cpu.elementwise import take
 from minires.backends.cpu.gather import GROUPS, run_gather
 from minires.backends.cpu.geometry import choose_tiling, forward_gather, input_gradient_gather, round_up, weight_runs
 from minires.backends.cpu.host import lanes_of
-from minires.backends.cpu.images import copy_image, scratch
+from minires.backends.cpu.images import copy_image, padded_images
 from minires.backends.cpu.microkernel import tile
 from minires.backends.cpu.moments import add_rows, row_tasks
 from minires.backends.cpu.threads import await_tasks, claim, claim_next, enter, here, launch, leave
@@ -121,7 +121,7 @@ def conv2d_weight_gradient(dy, x, kernel_size, stride, padding, dilation):
     tiling = choose_tiling(wide // lanes, 1, C * KW)
     pitch = (W + 2 * padding[1]) * C
     runs, run = weight_runs(kernel_size, dilation, C, pitch)
-    image = scratch((padding, padding, H, W, C), (H + 2 * padding[0]) * pitch, x.dtype)
+    image = padded_images(padding, (H, W), (H + 2 * padding[0], W + 2 * padding[1]), C, x.dtype)
     dweight = empty((KH * KW * C, wide), x.dtype)
     groups = max(1, min(N, GROUPS, PARTIAL_BYTES // dweight.nbytes))
     slices = min(wide // (tiling.vectors * lanes), -(-GROUPS // groups))

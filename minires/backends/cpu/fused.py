@@ -21,7 +21,6 @@ import numpy as np
 
 from minires.backends import composed
 from minires.backends.cpu import conv, elementwise, jit, norm, winograd
-from minires.backends.cpu.ahead import ahead
 from minires.backends.cpu.algorithm import winograd_size
 from minires.backends.cpu.arena import empty
 from minires.backends.cpu.conv import pack_transposed, weight_gradient_image
@@ -34,6 +33,7 @@ from minires.backends.cpu.images import (
     front_of,
     load_gradient,
     load_normalised,
+    padded_images,
     prologue_of,
     scratch,
     sums_room,
@@ -42,6 +42,7 @@ from minires.backends.cpu.images import (
 from minires.backends.cpu.moments import add_channel, add_rows, row_tasks
 from minires.backends.cpu.simd import load, prefetch, rectify, store, stream, where_positive
 from minires.backends.cpu.threads import await_tasks, claim, claim_next, enter, here, launch, leave
+from minires.backends.reference import output_size
 
 PLAIN = (1, 1)  # dilation
 
@@ -84,7 +85,6 @@ def add_relu_conv2d_moments(z, prologue, residual, weight, stride, padding):
 
 def _conv2d_moments(x, prologue, weight, stride, padding, shortcut=None, formed=None):
     KH, KW, _, O = weight.shape
-    ahead.expect(x.shape, x.dtype.name, weight.shape, stride, padding)
     m = winograd_size(x.shape, x.dtype, O, (KH, KW), stride, padding, PLAIN)
     merged = np.empty((2, O), x.dtype)
     if m:
@@ -152,7 +152,7 @@ def normalise_add_relu(z, prologue, residual):
 @cache
 def _add_relu_gradient_kernel(lanes):
     @jit.kernel
-    def add_relu_gradient(tasks, counter, thread, dy, y, z, mean, g, sums, total):
+    def add_relu_gradient(tasks, counter, thread, dy, y, z, mean, scale, bias, residual, g, sums, total):
         enter(counter, thread)
         M, C = z.shape
         part = claim(counter)
@@ -160,12 +160,20 @@ def _add_relu_gradient_kernel(lanes):
             start, end = part * M // norm.PARTS, (part + 1) * M // norm.PARTS
             for c in range(0, C, lanes):
                 m = load(lanes, mean, c)
+                s, b = (load(lanes, scale, c), load(lanes, bias, c)) if scale.size else (m, m)
                 added, product = m - m, m - m
                 for i in range(start * C + c, end * C + c, C):
-                    v = where_positive(load(lanes, y, i), load(lanes, dy, i))
+                    centred = load(lanes, z, i) - m
+                    if scale.size:
+                        a = centred * s + b
+                        if residual.size:
+                            a = a + load(lanes, residual, i)
+                    else:
+                        a = load(lanes, y, i)
+                    v = where_positive(a, load(lanes, dy, i))
                     stream(g, i, v)
                     added = added + v
-                    product = product + v * (load(lanes, z, i) - m)
+                    product = product + v * centred
                 store(sums, 2 * part * C + c, added)
                 store(sums, (2 * part + 1) * C + c, product)
             part = claim_next(counter)
@@ -178,14 +186,16 @@ def _add_relu_gradient_kernel(lanes):
     return add_relu_gradient
 
 
-def add_relu_gradient(dy, y, z, mean):
+def add_relu_gradient(dy, y, z, mean, prologue=None, residual=None):
     """g = dy where y > 0, sum(g), sum(g * (z - mean)): see composed."""
-    C = z.shape[3]
+    C, nothing = z.shape[3], np.empty(0, z.dtype)
     if not divides(z, C):
-        return here(composed.add_relu_gradient, _PlainKernels, dy, y, z, mean)
+        return here(composed.add_relu_gradient, _PlainKernels, dy, y, z, mean, prologue, residual)
+    _, scale, bias = (mean, nothing, nothing) if y is not None else contiguous(prologue)
     g, sums, total = empty(dy.shape, dy.dtype), np.empty((norm.PARTS, 2, C), dy.dtype), np.empty((2, C), dy.dtype)
-    launch(_add_relu_gradient_kernel(lanes_of(z.dtype)), norm.PARTS + C, z.size, norm.rows(dy), norm.rows(y), norm.rows(z),
-           np.ascontiguousarray(mean), norm.rows(g), sums, total)
+    y, residual = (nothing.reshape(0, 0) if array is None else norm.rows(array) for array in (y, residual))
+    launch(_add_relu_gradient_kernel(lanes_of(z.dtype)), norm.PARTS + C, z.size, norm.rows(dy), y, norm.rows(z),
+           np.ascontiguousarray(mean), scale, bias, residual, norm.rows(g), sums, total)
     return g, total[0], total[1]
 
 
@@ -243,9 +253,10 @@ def _unit_plan(shape, dtype, weight_shape, stride, padding, need_dx):
     if O % lanes or (need_dx and C % lanes) or groups * KH * KW * C * O * dtype.itemsize > conv.PARTIAL_BYTES:
         return None
     plan = input_gradient_gather(H, W, round_up(C, lanes), O, lanes, (KH, KW), stride, padding, PLAIN)
+    size = tuple(output_size(*axis, 1) for axis in zip((H, W), (KH, KW), stride, padding, strict=True))
+    z_image = padded_images(plan.low, size, plan.padded, O, dtype, "z")
+    x_image = padded_images(padding, (H, W), (H + 2 * padding[0], W + 2 * padding[1]), C, dtype)
     z_pitch, x_pitch = plan.padded[1] * O, (W + 2 * padding[1]) * C
-    z_image = scratch((plan.low, plan.padded, H, W, O, stride), plan.padded[0] * z_pitch, dtype)
-    x_image = scratch((padding, padding, H, W, C, "x"), (H + 2 * padding[0]) * x_pitch, dtype)
     tiling = choose_tiling(O // lanes, 1, C * KW)
     runs, run = weight_runs((KH, KW), PLAIN, C, x_pitch)
     kernel = _unit_gradient_kernel(*plan.tiling, tiling.rows, tiling.vectors, lanes)
@@ -258,7 +269,6 @@ def _unit_plan(shape, dtype, weight_shape, stride, padding, need_dx):
 def conv2d_unit_gradient(g, z, normalisation, x, prologue, weight, stride, padding, residual_gradient, need_dx, front=None,
                          add_to=None, shortcut=None):
     """-> dx, dweight, sum(dx), sum(dx * (x - mean)): see composed."""
-    ahead.wait()
     if add_to is not None and not add_to.flags.c_contiguous:
         dx, dweight, *sums = conv2d_unit_gradient(g, z, normalisation, x, prologue, weight, stride, padding,
                                                   residual_gradient, need_dx, front, None, shortcut)

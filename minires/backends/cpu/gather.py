@@ -22,7 +22,7 @@ from minires.backends.cpu import jit
 from minires.backends.cpu.arena import empty
 from minires.backends.cpu.elementwise import aligned
 from minires.backends.cpu.host import lanes_of
-from minires.backends.cpu.images import copy_image, load_normalised, moments_room, prologue_of, scratch
+from minires.backends.cpu.images import copy_image, load_normalised, moments_room, padded_images, prologue_of, scratch
 from minires.backends.cpu.microkernel import tile
 from minires.backends.cpu.moments import merge_channel, moments
 from minires.backends.cpu.simd import at_least, load, splat, store
@@ -117,7 +117,7 @@ def run_gather(plan, x, weight, out_channels, prologue=None, merged=None, epilog
     pixels = plan.out_size[0] * plan.out_size[1]
     y = empty((N, pixels, out_channels), x.dtype)
     pitch = plan.padded[1] * C
-    image = scratch((plan.low, plan.padded, H, W, C), plan.padded[0] * pitch, x.dtype)
+    image = padded_images(plan.low, (H, W), plan.padded, C, x.dtype)
     blocks = out_channels // (plan.tiling.vectors * lanes)
     whole = merged is not None or epilogue is not None  # they want all channels of an image in one task
     slices = 1 if N >= GROUPS or whole else min(blocks, -(-GROUPS // N))

@@ -1,29 +1,42 @@
 """What the kernels must know of the processor: how wide its vectors are and how many registers hold them.
 
-The features are those that Numba compiles for: the host's, or what NUMBA_CPU_NAME and NUMBA_CPU_FEATURES say.
+The processor is the one that Numba compiles for: the host, or what NUMBA_CPU_NAME and NUMBA_CPU_FEATURES say. A processor
+that is named without features has those that LLVM knows of it.
 """
 import platform
 
 import llvmlite.binding as llvm
 from numba.core import config
 
+# The sum of two vectors of 512 bits: compiled for a processor it names the registers that hold them there.
+_SUM = """
+define <16 x float> @sum(<16 x float> %a, <16 x float> %b) {
+  %c = fadd <16 x float> %a, %b
+  ret <16 x float> %c
+}
+"""
 
-def _features():
-    if config.CPU_FEATURES is not None:
-        return {item[1:] for item in config.CPU_FEATURES.split(",") if item.startswith("+")}
-    if config.CPU_NAME not in (None, "host", llvm.get_host_cpu_name()):
-        return set()  # a named processor without its features: assume the baseline
-    return {name for name, present in llvm.get_host_cpu_features().items() if present}
+
+def _instructions():
+    """LLVM's assembly of _SUM. For a named processor it is asked: llvmlite lists the features of the host alone."""
+    host = llvm.get_host_cpu_name()
+    name, features = config.CPU_NAME, config.CPU_FEATURES
+    if name in (None, "host", host):
+        name, features = host, llvm.get_host_cpu_features().flatten() if features is None else features
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    target = llvm.Target.from_triple(llvm.get_process_triple())
+    return target.create_target_machine(cpu=name, features=features or "").emit_assembly(llvm.parse_assembly(_SUM))
 
 
 def _vector_unit():
-    features = _features()
-    if "avx512f" in features:
-        return 64, 32
-    if "avx" in features:
-        return 32, 16
     if platform.machine().lower() in ("arm64", "aarch64"):
         return 16, 32  # NEON
+    instructions = _instructions()
+    if "zmm" in instructions:
+        return 64, 32  # AVX-512
+    if "ymm" in instructions:
+        return 32, 16  # AVX
     return 16, 16  # SSE2, or an unknown processor
 
 

@@ -8,10 +8,11 @@ The functions are inlined into the kernels that call them; LANES, the vector wid
 """
 import math
 from functools import lru_cache
+from weakref import WeakValueDictionary
 
 import numpy as np
 
-from minires.backends.cpu import jit
+from minires.backends.cpu import jit, threads
 from minires.backends.cpu.arena import aligned_zeros, empty
 from minires.backends.cpu.simd import load, prefetch, rectify, store, stream, where_positive
 from minires.backends.cpu.threads import MOST_THREADS
@@ -24,7 +25,37 @@ def scratch(layout, size, dtype, rows=MOST_THREADS):
     """Zeroed scratch memory, a row for each thread, one for each `layout` so that its borders stay zero."""
     row = -(-(size + SLACK) // SLACK) * SLACK
     # Kept for good, so not from the arena, whose gaps it would part; its zero pages cost nothing until written.
-    return aligned_zeros((rows, row), dtype)
+    memory = aligned_zeros((rows, row), dtype)
+    _made[memory.ctypes.data] = memory
+    return memory
+
+
+_made = WeakValueDictionary()  # address: scratch memory
+
+
+def poison_scratch(on=True):
+    """From now on each launch turns to NaN what it leaves in its scratch, unless it is zero. Off by default; for tests.
+
+    So the results of a later one are NaN where it reads what it has not written itself: a border that another wrote to, or
+    that it wrote to itself the time before; a sum that was not begun at zero.
+    """
+    threads.pool.after_launch = _poison if on else None
+
+
+def _poison(arguments):
+    for argument in arguments:
+        memory = _made.get(argument.ctypes.data) if isinstance(argument, np.ndarray) else None
+        if memory is not None:
+            np.copyto(memory, np.nan, where=memory != 0)
+
+
+def padded_images(low, size, padded, channels, dtype, role="x", images=1):
+    """Scratch for images of `size`, from pixel `low` on in `padded` pixels, zero around them; all three (rows, columns).
+
+    A kernel writes those pixels and no others, so what says where they are is what tells one such memory from another. role:
+    of several that one kernel uses.
+    """
+    return scratch((role, low, size, padded, channels), images * math.prod(padded) * channels, dtype)
 
 
 def shared_scratch(layout, shape, dtype):

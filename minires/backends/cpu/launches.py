@@ -1,7 +1,7 @@
 """The launches of a program, written down once and run again and again without Python.
 
     launches = Launches(bytes of the slab)
-    with launches.noting():
+    with launches.noting([(operator, arguments), ...], images):
         for each operator:
             launches.expect([offsets of its results])
             operator(...)                        # computes, and is noted
@@ -21,6 +21,7 @@ from contextlib import contextmanager
 import numpy as np
 
 from minires.backends.cpu import arena, threads
+from minires.backends.cpu.ahead import ahead
 
 
 class Launches:
@@ -33,11 +34,14 @@ class Launches:
         arena.count(self)
 
     @contextmanager
-    def noting(self):
-        """Inside, in the caller's thread, what is launched is noted, and results lie where they are expected."""
+    def noting(self, steps, images):
+        """Inside, in the caller's thread, what is launched is noted, and results lie where they are expected.
+
+        steps: all operators that are to come, each with its arguments; images: the length of the batch (see ahead.py).
+        """
         self._pool, token = threads.pool, threads.recorder.set(self)
         try:
-            with arena.using(self):
+            with arena.using(self), ahead.together(steps, images):
                 yield
         finally:
             threads.recorder.reset(token)
@@ -46,6 +50,7 @@ class Launches:
     def expect(self, offsets):
         """An operator begins: where its results are to lie, [(bytes of the result, offset in the slab), ...]."""
         self._expected, self._used, self._operator = list(offsets), 0, self._operator + 1
+        ahead.begin(self._operator)
 
     def empty(self, shape, dtype):
         """Memory for an array: a result's place, or scratch until the operator's end. As `arena.empty`."""
@@ -100,16 +105,25 @@ class Launches:
     def note_function(self, function, arguments, results):
         """A function was called; -> its results, as the arrays that the next run fills again."""
         several = isinstance(results, tuple)
-        fixed = tuple(None if result is None else np.asarray(result) for result in (results if several else (results,)))
+        fixed = tuple(map(self._own, results if several else (results,)))
 
         def again():
             found = function(*arguments)
             for target, result in zip(fixed, found if several else (found,), strict=True):
-                if target is not None and not _same_memory(target, np.asarray(result)):
+                if target is not None:
                     target[...] = result
 
         self._noted.append((self._operator, again))
         return fixed if several else fixed[0]
+
+    def _own(self, result):
+        """A function's result in memory of the program's."""
+        if result is None:
+            return None
+        result = np.asarray(result)
+        own = self.empty(result.shape, result.dtype)
+        own[...] = result
+        return own
 
     def _grouped(self, notes):
         """Functions that run some notes: launches that follow one another in one call."""
@@ -135,6 +149,3 @@ class Launches:
             elif isinstance(value, np.ndarray):
                 self._kept.append(value)
 
-
-def _same_memory(array, other):
-    return array.ctypes.data == other.ctypes.data and array.strides == other.strides

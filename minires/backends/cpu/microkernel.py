@@ -17,10 +17,10 @@ LLVM's IR through `@intrinsic`. Numbers passed for rows, across, vectors and lan
 """
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
-I32, I64 = ir.IntType(32), ir.IntType(64)
+from minires.backends.cpu import llvm
+from minires.backends.cpu.llvm import I64
 
 
 @intrinsic(prefer_literal=True)
@@ -57,23 +57,14 @@ class _Tile:
         self.rows, self.across, self.vectors, self.lanes = rows, across, vectors, lanes
         self.vector = ir.VectorType(scalar, lanes)
         self.align = 4 if isinstance(scalar, ir.FloatType) else 8
-        suffix = f"v{lanes}f{8 * self.align}"
-        self.fma = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(self.vector, [self.vector] * 3), f"llvm.fmuladd.{suffix}")
+        self.fma = f"llvm.fmuladd.v{lanes}f{8 * self.align}"
         self.cells = [(i, j) for i in range(rows) for j in range(vectors)]
 
     def at(self, pointer, offset):
         return self.builder.gep(pointer, [offset])
 
     def load(self, pointer):
-        value = self.builder.load(self.builder.bitcast(pointer, self.vector.as_pointer()))
-        value.align = self.align
-        return value
-
-    def broadcast(self, pointer):
-        undefined = ir.Constant(self.vector, ir.Undefined)
-        value = self.builder.insert_element(undefined, self.builder.load(pointer), I32(0))
-        return self.builder.shuffle_vector(value, undefined, ir.Constant(ir.VectorType(I32, self.lanes), [0] * self.lanes))
+        return llvm.load(self.builder, pointer, self.vector, self.align)
 
     def row_offset(self, i, step, down):
         """row(i) of the module's docstring, in elements."""
@@ -85,9 +76,10 @@ class _Tile:
         b_vectors = [self.load(self.at(b_r, self.builder.add(b_k, I64(j * self.lanes)))) for j in range(self.vectors)]
         a_k = self.builder.mul(k, a_col)
         for i in range(self.rows):
-            a_i = self.broadcast(self.at(a_r, self.builder.add(a_k, a_offsets[i])))
+            number = self.builder.load(self.at(a_r, self.builder.add(a_k, a_offsets[i])))
+            a_i = llvm.broadcast(self.builder, number, self.vector)
             for j in range(self.vectors):
-                sums[i, j] = self.builder.call(self.fma, [a_i, b_vectors[j], acc[i, j]])
+                sums[i, j] = llvm.call(self.builder, self.fma, self.vector, a_i, b_vectors[j], acc[i, j])
         return sums
 
     def emit(self, a, b, c, a0, a_row, a_down, a_col, a_slab, b0, b_row, b_slab, c0, c_row, c_down, k_len, r_len,
@@ -146,5 +138,4 @@ class _Tile:
 
         builder.position_at_end(end)
         for ij in cells:
-            store = builder.store(acc[ij], builder.bitcast(cell(*ij), self.vector.as_pointer()))
-            store.align = self.align
+            llvm.store(builder, cell(*ij), acc[ij], self.align)

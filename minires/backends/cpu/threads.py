@@ -33,6 +33,7 @@ How the others enter: `enter` writes all arguments of the function that it stand
 calls it with them and another `thread`, into the counter's memory, and opens its gate; `leave` closes it and waits for those
 inside. Whoever keeps a copy of what `enter` wrote can run the kernel again without Python: see launches.py.
 """
+import ctypes
 import os
 import platform
 import threading
@@ -40,12 +41,13 @@ from contextvars import ContextVar
 from queue import SimpleQueue
 
 import numpy as np
-from llvmlite import ir
+from llvmlite import binding, ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
-from minires.backends.cpu import arena, jit
+from minires.backends.cpu import arena, jit, llvm, numba_private
+from minires.backends.cpu.environment import MOST_THREADS
+from minires.backends.cpu.llvm import ADDRESS, I32, I64
 
 SMALL = 1 << 16  # operations: below, handing work to another thread takes longer than doing it
 SPINS = 20000  # looks before a thread sleeps, about 0.4 ms
@@ -55,12 +57,11 @@ SPINS = 20000  # looks before a thread sleeps, about 0.4 ms
 CLAIMED, DONE, FINISHED, GATE = 0, 8, 16, 24
 THREADS, FAILED, ENTRY, SIZE, BUSY, ARGUMENTS, WORDS = 32, 33, 34, 35, 36, 40, 1024
 CLOSED, KERNEL = 1 << 15, 1 << 16
-I32, I64 = ir.IntType(32), ir.IntType(64)
 
 
 def _pointer(context, builder, state, index):
     """The address of a place; state: the array type and its value."""
-    return builder.gep(context.make_array(state[0])(context, builder, state[1]).data, [I64(index)])
+    return llvm.element(context, builder, *state, I64(index))
 
 
 def _changing(operation, index, order, number):
@@ -92,6 +93,8 @@ _close = _changing("or", GATE, "acq_rel", CLOSED)
 _done, _finishers, _gate = _reading(DONE), _reading(FINISHED), _reading(GATE)
 _failed, _busy = _reading(FAILED), _reading(BUSY)
 _yield_core = types.ExternalFunction("sched_yield", types.int32())
+if os.name == "nt":  # Windows has it under another name, which the linker is told here; not tested there
+    binding.add_symbol("sched_yield", ctypes.cast(ctypes.windll.kernel32.SwitchToThread, ctypes.c_void_p).value)
 
 
 @intrinsic
@@ -99,8 +102,7 @@ def _pause(typingctx):
     """Tell the processor that this is a waiting loop."""
     def codegen(context, builder, sig, args):
         if platform.machine().lower() in ("x86_64", "amd64"):
-            kind = ir.FunctionType(ir.VoidType(), [])
-            builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.sse2.pause"), [])
+            llvm.call(builder, "llvm.x86.sse2.pause", ir.VoidType())
         return context.get_dummy_value()
 
     return types.void(), codegen
@@ -121,7 +123,7 @@ def enter(typingctx, counter, thread):
             frame = builder.bitcast(_pointer(context, builder, state, ARGUMENTS), kind.as_pointer())
             for index, argument in enumerate(kernel.args):
                 builder.store(argument, builder.gep(frame, [I32(0), I32(index)]), align=1)
-            entry = builder.ptrtoint(_entry(kernel, kind), I64)
+            entry = builder.ptrtoint(numba_private.entry(kernel, kind), I64)
             builder.store(entry, _pointer(context, builder, state, ENTRY))
             builder.store(I64(size), _pointer(context, builder, state, SIZE))
             threads = builder.load(_pointer(context, builder, state, THREADS))
@@ -134,25 +136,12 @@ def enter(typingctx, counter, thread):
     return types.void(counter, types.int64), codegen
 
 
-def _entry(kernel, kind):
-    """A function of the kernel's module that calls it with the arguments at an address, but with its own `thread`."""
-    entry = ir.Function(kernel.module, ir.FunctionType(I32, [ir.IntType(8).as_pointer(), I64]), kernel.name + ".entry")
-    entry.linkage = "internal"
-    builder = ir.IRBuilder(entry.append_basic_block())
-    frame = builder.bitcast(entry.args[0], kind.as_pointer())
-    arguments = [builder.load(builder.gep(frame, [I32(0), I32(index)]), align=1) for index in range(len(kernel.args))]
-    arguments[:2] = [builder.alloca(argument.type.pointee) for argument in kernel.args[:2]]  # for result and exception
-    arguments[[argument.name for argument in kernel.args].index("arg.thread")] = entry.args[1]
-    builder.ret(builder.call(kernel, arguments))
-    return entry
-
-
 @intrinsic
 def _call(typingctx, entry, frame, thread):
     """Run a kernel as `thread`, by its entry and the address of its arguments; not 0 if it raised an exception."""
     def codegen(context, builder, sig, args):
-        kind = ir.FunctionType(I32, [ir.IntType(8).as_pointer(), I64]).as_pointer()
-        address = builder.inttoptr(args[1], ir.IntType(8).as_pointer())
+        kind = ir.FunctionType(I32, [ADDRESS, I64]).as_pointer()
+        address = builder.inttoptr(args[1], ADDRESS)
         return builder.sext(builder.call(builder.inttoptr(args[0], kind), [address, args[2]]), I64)
 
     return types.int64(types.int64, types.int64, types.int64), codegen
@@ -246,19 +235,11 @@ def _repeat(state, entries, frames, most, threads):
     return done
 
 
-def _most_threads():
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores, int(os.environ.get("NUMBA_NUM_THREADS", cores))))
-
-
-MOST_THREADS = _most_threads()
-
-
 class _Pool:
     """The worker threads, started when first needed. The caller's thread takes part as thread 0."""
 
     def __init__(self):
-        self.threads = MOST_THREADS
+        self.threads, self.after_launch = MOST_THREADS, None  # the latter: a function of the kernel's arguments, for tests
         self._lock, self._state, self._workers, self._known = threading.RLock(), np.zeros(WORDS, np.int64), [], set()
         self._state[GATE] = CLOSED
 
@@ -279,10 +260,12 @@ class _Pool:
                 raise
             if kernel not in self._known:
                 self._known.add(kernel)
-                _forget_bitcode(kernel)
+                numba_private.forget_bitcode(kernel)
             if state[FAILED]:
                 state[FAILED] = 0
                 raise RuntimeError(f"the kernel {kernel.__name__} raised an exception in another thread than the caller's")
+            if self.after_launch is not None:
+                self.after_launch(arguments)
             if recording is not None:
                 recording.note(state[ENTRY], state[ARGUMENTS:ARGUMENTS - (-state[SIZE] // 8)], most, arguments)
 
@@ -306,13 +289,6 @@ class _Pool:
         for worker in self._workers[:count]:
             if worker.asleep:
                 worker.bell.put(None)
-
-
-def _forget_bitcode(kernel):
-    """Numba keeps bitcode of what it compiled for functions that call it: megabytes a kernel, and no function calls one."""
-    for compiled in kernel.overloads.values():
-        if getattr(compiled.library, "_shared_module", None) is not None:
-            compiled.library._shared_module = None
 
 
 class _Worker(threading.Thread):
@@ -357,8 +333,8 @@ def here(function, *arguments):
 
 def _after_fork():
     global pool
-    threads, pool = pool.threads, _Pool()
-    pool.threads = threads
+    before, pool = pool, _Pool()
+    pool.threads, pool.after_launch = before.threads, before.after_launch
 
 
 if hasattr(os, "register_at_fork"):

@@ -32,6 +32,7 @@ from minires.backends.cpu.images import (
     load_gradient,
     load_normalised,
     moments_room,
+    padded_images,
     prologue_of,
     scratch,
     shared_scratch,
@@ -253,13 +254,16 @@ def gradient_kernel(m, rows, vectors, lanes, C, O):
 
 
 def tiling(m, dtype, H, W, C, O):
-    """(rows, vectors) for the micro-kernel, or None where F(m x m, 3x3) does not fit: whole tiles, whole vectors."""
+    """(rows, vectors) for the micro-kernel, or None where F(m x m, 3x3) does not fit: whole tiles, whole vectors.
+
+    The same for O -> C: the input gradient is that convolution, and who asks for the one computes the other.
+    """
     lanes = lanes_of(dtype)
     if H % m or W % m or C % lanes or O % lanes:
         return None
     vectors = 2 if C % (2 * lanes) == 0 and O % (2 * lanes) == 0 else 1
     rows = ACCUMULATORS // vectors
-    return None if C % rows else (rows, vectors)
+    return None if C % rows or O % rows else (rows, vectors)
 
 
 def _workspace(m, dtype, rows, H, W, C, O, images):
@@ -279,7 +283,7 @@ def _forward_plan(m, dtype, N, H, W, C, O):
     rows, vectors = tiling(m, dtype, H, W, C, O)
     per_block, plane, v, p, temp = _workspace(m, dtype, rows, H, W, C, O, -(-N // GROUPS))
     pitch = (W + 2) * C
-    image = scratch(((1, 1), (H + 2, W + 2), H, W, C), (H + 2) * pitch, dtype)
+    image = padded_images((1, 1), (H, W), (H + 2, W + 2), C, dtype)
     kernel = forward_kernel(m, rows, vectors, lanes_of(dtype), C, O)
     places = *moments_room(N, H * W, O, dtype), image, v, p, temp, pitch + C, pitch, per_block, plane
     return kernel, -(-N // per_block), _points(m, dtype, C, O), places
@@ -340,8 +344,8 @@ def _gradient_plan(m, dtype, N, H, W, C, O):
     groups = min(N, GROUPS)
     per_block, plane, v, p, temp = _workspace(m, dtype, rows, H, W, C, O, -(-N // groups))
     z_pitch, x_pitch = (W + 2) * O, (W + 2) * C
-    z_image = scratch(("z", per_block, H, W, O), per_block * (H + 2) * z_pitch, dtype)
-    x_image = scratch(("x", per_block, H, W, C), per_block * (H + 2) * x_pitch, dtype)
+    z_image, x_image = (padded_images((1, 1), (H, W), (H + 2, W + 2), channels, dtype, role, per_block)
+                        for channels, role in ((O, "z"), (C, "x")))
     du = scratch(("winograd du", (m + 2) ** 2, C, O), (m + 2) ** 2 * C * O, dtype)
     kernel = gradient_kernel(m, rows, vectors, lanes_of(dtype), C, O)
     partial = shared_scratch(("partial", C, O), (groups, 1, 9 * C, O), dtype)

@@ -10,7 +10,14 @@ import cupy
 
 from minires.backends.composed import add_into, digest, folded, prepare, zero
 from minires.backends.cuda.conv import conv2d_forward, conv2d_input_gradient, conv2d_weight_gradient
-from minires.backends.cuda.elementwise import add, dropout_backward, dropout_forward, dropout_keep, relu_backward, relu_forward
+from minires.backends.cuda.elementwise import (
+    add,
+    dropout_backward,
+    dropout_forward,
+    dropout_keep,
+    relu_backward,
+    relu_forward,
+)
 from minires.backends.cuda.fused import (
     add_relu_conv2d_moments,
     add_relu_gradient,

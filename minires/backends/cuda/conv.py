@@ -137,24 +137,24 @@ def conv2d_input_gradient(dy, weight, x_shape, stride, padding, dilation):
     return input_gradient(dy, weight, geometry)[0]
 
 
-def input_gradient(dy, weight, geometry, x=None, prologue=None):
-    """-> dx: (N, H, W, C), and with a prologue the two sums of each tile, (2, C, tiles), else None.
+def input_gradient(dy, weight, geometry, residual=None, x=None, prologue=None):
+    """-> dx: (N, H, W, C), with `residual` (or None) added, and with a prologue the two sums of each tile, (2, C, tiles),
+    else None.
 
-    Narrow images only: with x and a prologue dx passes the relu behind that prologue, and its two sums are taken; with x
-    alone x is added to dx.
+    Narrow images only: with x and a prologue dx then passes the relu behind that prologue, and its two sums are taken.
     """
     dy, weight = cupy.ascontiguousarray(dy), cupy.ascontiguousarray(weight)
     dx = cupy.empty(geometry.x_shape, dy.dtype)
     if not geometry.narrow:
         _wide_input_gradient(dy, weight, dx, geometry)
-        return dx, None
+        return dx if residual is None else add_bias_relu(dx, None, residual, False), None
     (BM, BN), (SH, SW) = _tile(geometry.C), geometry.stride
-    x = None if x is None else cupy.ascontiguousarray(x)
+    residual, x = (None if image is None else cupy.ascontiguousarray(image) for image in (residual, x))
     tiles = _blocks(geometry.N * _blocks(geometry.H, SH) * _blocks(geometry.W, SW), BM)
     parts = cupy.empty((2, geometry.C, tiles * SH * SW), dy.dtype) if prologue else None
     kernel(_FILE, "conv2d_input_gradient", dy.dtype, BM, BN)(
         (tiles, _blocks(geometry.C, BN), SH * SW), (BM * BN // 16,),
-        (dy, weight, x, *_statistics(prologue), dx, *_both(parts), *geometry.sizes))
+        (dy, weight, residual, x, *_statistics(prologue), dx, *_both(parts), *geometry.sizes))
     return dx, parts
 
 

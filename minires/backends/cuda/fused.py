@@ -88,8 +88,9 @@ def _gate_and_sums(dy, y, z, statistics, g):
     return g, *_summed(parts)
 
 
-def add_relu_gradient(dy, y, z, mean):
+def add_relu_gradient(dy, y, z, mean, prologue=None, residual=None):
     """See composed.add_relu_gradient."""
+    y = normalise_add_relu(z, prologue, residual) if y is None else y
     dy, y, z, mean = map(cupy.ascontiguousarray, (dy, y, z, mean))
     return _gate_and_sums(dy, y, z, (mean, None, None), cupy.empty(dy.shape, dy.dtype))
 
@@ -112,29 +113,18 @@ def conv2d_unit_gradient(g, z, normalisation, x, prologue, weight, stride, paddi
     dweight = composed.added(add_to, conv.weight_gradient(dz, x, prologue, geometry))
     if not need_dx:
         return None, dweight, None, None
-    if prologue is None:
-        dx = _shortcut_gradient(dz, weight, geometry, residual_gradient)
-        if front is None:
-            return dx, dweight, None, None
+    if prologue is not None and geometry.narrow:
+        dx, parts = conv.input_gradient(dz, weight, geometry, residual_gradient, x, prologue)
+        return dx, dweight, *_summed(parts)
+    dx, _ = conv.input_gradient(dz, weight, geometry, residual_gradient)
+    if prologue is not None:
+        x, *statistics = map(cupy.ascontiguousarray, (x, *prologue))
+        dx, sum_dx, sum_dxx = _gate_and_sums(dx, None, x, statistics, dx)
+    elif front is not None:
         dx, sum_dx, sum_dxx = add_relu_gradient(dx, x, *front)
-        return dx, dweight, sum_dx, sum_dxx
-    if geometry.narrow:
-        dx, parts = conv.input_gradient(dz, weight, geometry, x, prologue)
-        sum_dx, sum_dxx = _summed(parts)
-        return dx, dweight, sum_dx, sum_dxx
-    dx, _ = conv.input_gradient(dz, weight, geometry)
-    x, *statistics = map(cupy.ascontiguousarray, (x, *prologue))
-    dx, sum_dx, sum_dxx = _gate_and_sums(dx, None, x, statistics, dx)
+    else:
+        sum_dx = sum_dxx = None
     return dx, dweight, sum_dx, sum_dxx
-
-
-def _shortcut_gradient(dz, weight, geometry, residual_gradient):
-    """dx, with the gradient that came through the shortcut added."""
-    if residual_gradient is None:
-        return conv.input_gradient(dz, weight, geometry)[0]
-    if geometry.narrow:
-        return conv.input_gradient(dz, weight, geometry, residual_gradient)[0]
-    return conv.add_bias_relu(conv.input_gradient(dz, weight, geometry)[0], None, residual_gradient, False)
 
 
 def batchnorm_coefficients(sum_g, sum_gx, var, weight, eps, count, add_to=(None, None)):

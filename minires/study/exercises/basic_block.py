@@ -1,6 +1,6 @@
 """The basic residual block."""
 from minires.layers import BasicBlock
-from minires.study.exercises.checker.blocks import block_mistakes, parts
+from minires.study.exercises.checker.blocks import block_mistakes, explain_block, explain_block_error, parts
 from minires.study.exercises.checker.exercise import BLANK, Case, Exercise
 
 CODE = f"""
@@ -40,5 +40,7 @@ EXERCISE = Exercise(
     code=CODE,
     cases=(Case((1, 5, 6, 4), stride=1), Case((3, 5, 6, 4), stride=1), Case((2, 5, 7, 4), stride=2)),
     mistakes=block_mistakes(2),
+    explain=explain_block(2),
+    explain_error=explain_block_error,
     hint="Each part has a backward of its own, to be called once: it returns its dx and adds its parameters' gradients.",
 )

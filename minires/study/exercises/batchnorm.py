@@ -1,7 +1,7 @@
 """Batch normalisation, third level: the whole of it."""
 from minires.layers import BatchNorm2d
 from minires.study.exercises.checker.exercise import Case, Exercise
-from minires.study.exercises.checker.normalisation import CODE, LETTERS, TRAINING, TRAINING_MISTAKES
+from minires.study.exercises.checker.normalisation import CODE, LETTERS, OVER, TRAINING, TRAINING_MISTAKES, explain_terms
 
 EXERCISE = Exercise(
     title="batch normalisation 3: training, nothing given",
@@ -14,4 +14,5 @@ EXERCISE = Exercise(
     code=CODE.replace("FORWARD", TRAINING),
     cases=(Case((1, 5, 3, 4)), Case((2, 3, 5, 4)), Case((3, 6, 2, 4))),
     mistakes=TRAINING_MISTAKES,
+    explain=explain_terms(OVER["batch"], "channel"),
 )

@@ -1,7 +1,7 @@
 """Batch normalisation, second level: training, with its three steps given as maths."""
 from minires.layers import BatchNorm2d
 from minires.study.exercises.checker.exercise import Case, Exercise
-from minires.study.exercises.checker.normalisation import CODE, LETTERS, TRAINING, TRAINING_MISTAKES
+from minires.study.exercises.checker.normalisation import CODE, LETTERS, OVER, TRAINING, TRAINING_MISTAKES, explain_terms
 
 EXERCISE = Exercise(
     title="batch normalisation 2: training, with the three steps given",
@@ -14,6 +14,7 @@ EXERCISE = Exercise(
     code=CODE.replace("FORWARD", TRAINING),
     cases=(Case((1, 5, 3, 4)), Case((2, 3, 5, 4)), Case((3, 6, 2, 4))),
     mistakes=TRAINING_MISTAKES,
+    explain=explain_terms(OVER["batch"], "channel"),
     hint="""
 x reaches the loss in three ways, and dx is the sum of what comes back through each. With g = dy * weight, the gradient at
 x_hat, and all sums over N, H and W, each is to be put into NumPy:

@@ -1,6 +1,6 @@
 """The bottleneck block."""
 from minires.layers import Bottleneck
-from minires.study.exercises.checker.blocks import block_mistakes, parts
+from minires.study.exercises.checker.blocks import block_mistakes, explain_block, explain_block_error, parts
 from minires.study.exercises.checker.exercise import BLANK, Case, Exercise
 
 CODE = f"""
@@ -48,5 +48,7 @@ EXERCISE = Exercise(
     code=CODE,
     cases=(Case((1, 5, 6, 8), stride=1), Case((3, 4, 5, 8), stride=1), Case((2, 5, 7, 5), stride=2)),
     mistakes=block_mistakes(3),
+    explain=explain_block(3),
+    explain_error=explain_block_error,
     hint="Each part has a backward of its own, to be called once: it returns its dx and adds its parameters' gradients.",
 )

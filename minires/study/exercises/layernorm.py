@@ -3,7 +3,7 @@ import numpy as np
 
 from minires.layers import LayerNorm
 from minires.study.exercises.checker.exercise import BLANK, Case, Exercise, Mistake
-from minires.study.exercises.checker.normalisation import PARAMETERS, corrected
+from minires.study.exercises.checker.normalisation import OVER, PARAMETERS, corrected, explain_terms
 
 CODE = f"""
 import numpy as np
@@ -64,6 +64,9 @@ EXERCISE = Exercise(
                 lambda s: _dx(s, mean=s.dims["C"], var=s.dims["C"])),
         Mistake("variance term halved", "dx has half of the term through the variance: the square's derivative brings a "
                 "factor 2", lambda s: _dx(s, var=0.5)),
+        Mistake("inv_std inverted", "dx divides by inv_std where it should be multiplied by it: x_hat moves by inv_std when "
+                "x moves by 1", lambda s: s.right["dx"] * (s.x.var(-1, keepdims=True) + s.layer.eps)),
         *PARAMETERS,
     ),
+    explain=explain_terms(OVER["layer"], "pixel"),
 )

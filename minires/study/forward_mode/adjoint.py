@@ -16,6 +16,7 @@ import numpy as np
 
 from minires.backends import use_backend
 from minires.errors import UserError
+from minires.init import default_rng
 from minires.study.forward_mode.products import tangent
 from minires.study.gradcheck import LayerState
 
@@ -23,8 +24,8 @@ TOLERANCE = 1e-12
 FLOOR = 1e-2
 
 
-def adjoint_errors(layer, x, rng):
-    """{"dx" and each parameter's dotted name: relative error of <Jv, u> = <v, J^T u>}, v and u drawn from rng.
+def adjoint_errors(layer, x, rng=None):
+    """{"dx" and each parameter's dotted name: relative error of <Jv, u> = <v, J^T u>}, v, u drawn from rng (seed 0 if None).
 
     x: float64, of the layer's input shape; the layer in float64 too, else UserError. The backward pass is the current back
     end's; Jv is always the reference's, so that a back end is held against formulas that it did not compute. A tensor's
@@ -42,7 +43,7 @@ def adjoint_errors(layer, x, rng):
     narrow = [f"{name} is {array.dtype}" for name, array in arrays.items() if array.dtype != np.float64]
     if narrow:
         raise UserError(f"adjoints are proved in float64, but {', '.join(narrow)}: convert with astype(numpy.float64)")
-    state = LayerState(layer)
+    state, rng = LayerState(layer), default_rng(0 if rng is None else rng)
     try:
         layer.zero_grad()
         y = layer.forward(x).copy()

@@ -5,13 +5,13 @@ Each function takes (layer, x, v, tangents) and gives (y, Jv):
     Jv = d/dt layer(x + t v; parameter + t tangent) at t = 0
 
 x, v: of one shape; y, Jv: of one shape; tangents: {Parameter: array of its shape}, a parameter that is left out stands
-still. A prime in the formulas is such a change: x' = v, weight' = tangents[weight]. Nothing here is read off a backward
-pass, so that each can testify about the other (`minires.study.forward_mode.adjoint`).
+still. The formulas write such a change with a δ, as `minires.layer` does: δx = v, δweight = tangents[weight], δy = Jv.
+Nothing here is read off a backward pass, so that each can testify about the other (`minires.study.forward_mode.adjoint`).
 
 Batch statistics move with x in training mode; running statistics are read in evaluation mode and never changed. Dropout
 draws from its generator as its forward does.
 Source: Griewank & Walther 2008, "Evaluating Derivatives", chapter 3; Pearlmutter 1994, "Fast exact multiplication by the
-Hessian", whose R{.} is this prime.
+Hessian", whose R{.} is this δ.
 """
 import numpy as np
 
@@ -37,7 +37,7 @@ from minires.losses import CrossEntropyLoss, MSELoss
 def conv2d(layer, x, v, tangents):
     """y = patches(x) @ weight + bias is linear in x and linear in weight, and patches is linear: the product rule.
 
-    Jv = patches(v) @ weight + patches(x) @ weight' + bias', which is conv(v; weight) + conv(x; weight', bias')
+    δy = patches(δx) @ weight + patches(x) @ δweight + δbias, which is conv(δx; weight) + conv(x; δweight, δbias)
     """
     ops, geometry = ops_for(x), (layer.stride, layer.padding, layer.dilation)
     bias = None if layer.bias is None else layer.bias.data
@@ -49,7 +49,7 @@ def conv2d(layer, x, v, tangents):
 
 
 def linear(layer, x, v, tangents):
-    """y = x @ weight + bias, so Jv = v @ weight + x @ weight' + bias'."""
+    """y = x @ weight + bias, so δy = δx @ weight + x @ δweight + δbias."""
     bias = None if layer.bias is None else layer.bias.data
     Jv = v @ layer.weight.data
     if layer.weight in tangents:
@@ -58,13 +58,13 @@ def linear(layer, x, v, tangents):
 
 
 def normalised(x, v, axes, eps):
-    """x_hat, its change x_hat', s = 1 / sqrt(var + eps) and its change s', the statistics taken over `axes` of x.
+    """x_hat, its change δx_hat, s = 1 / sqrt(var + eps) and its change δs, the statistics taken over `axes` of x.
 
     With c = x - mean and the means over `axes`:
 
-        mean' = mean(v)      c' = v - mean(v)      var' = 2 mean(c c') = 2 mean(c v)      since mean(c) = 0
-        s' = -s^3 var' / 2 = -s^2 mean(x_hat v)
-        x_hat' = s c' + c s' = s (v - mean(v) - x_hat mean(x_hat v))
+        δmean = mean(δx)      δc = δx - mean(δx)      δvar = 2 mean(c * δc) = 2 mean(c * δx)      since mean(c) = 0
+        δs = -s^3 δvar / 2 = -s^2 mean(x_hat * δx)
+        δx_hat = s δc + c δs = s (δx - mean(δx) - x_hat mean(x_hat * δx))
     """
     c = x - x.mean(axes, keepdims=True)
     s = 1 / np.sqrt((c * c).mean(axes, keepdims=True) + eps)
@@ -75,7 +75,7 @@ def normalised(x, v, axes, eps):
 
 def batchnorm_normalised(layer, x, v):
     """`normalised` for batch normalisation: over all but the channels; in evaluation the statistics are constants, and
-    x_hat' = s v, s' = 0."""
+    δx_hat = s δx, δs = 0."""
     if layer.training:
         layer.values_per_channel(x)
         return normalised(x, v, tuple(range(x.ndim - 1)), layer.eps)
@@ -84,7 +84,7 @@ def batchnorm_normalised(layer, x, v):
 
 
 def batchnorm2d(layer, x, v, tangents):
-    """y = weight x_hat + bias, so Jv = weight x_hat' + weight' x_hat + bias', x_hat' from `normalised`."""
+    """y = weight x_hat + bias, so δy = weight * δx_hat + δweight * x_hat + δbias, δx_hat from `normalised`."""
     x_hat, change, _, _ = batchnorm_normalised(layer, x, v)
     return _affine(layer, x_hat, change, tangents)
 
@@ -112,7 +112,7 @@ def relu(layer, x, v, tangents):
 
 
 def maxpool2d(layer, x, v, tangents):
-    """y is the winner of its window, and moves as the winner does: Jv = v at the pixel that won."""
+    """y is the winner of its window, and moves as the winner does: δy = δx at the pixel that won."""
     geometry = (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
     y, argmax = ops_for(x).maxpool2d_forward(x, *geometry)
     patches = im2col(v, *geometry).reshape(*y.shape[:3], -1, y.shape[3])
@@ -120,28 +120,28 @@ def maxpool2d(layer, x, v, tangents):
 
 
 def avgpool2d(layer, x, v, tangents):
-    """A mean is linear: Jv is the mean of v over the window, padding counted as zeros."""
+    """A mean is linear: δy is the mean of δx over the window, padding counted as zeros."""
     ops, geometry = ops_for(x), (layer.kernel_size, layer.stride, layer.padding)
     return ops.avgpool2d_forward(x, *geometry), ops.avgpool2d_forward(v, *geometry)
 
 
 def global_avgpool2d(layer, x, v, tangents):
-    """Linear: Jv is the mean of v over the image."""
+    """Linear: δy is the mean of δx over the feature map."""
     return ops_for(x).global_avgpool_forward(x), ops_for(v).global_avgpool_forward(v)
 
 
 def flatten(layer, x, v, tangents):
-    """Nothing is computed: Jv is v in y's shape."""
+    """Nothing is computed: δy is δx in y's shape."""
     return x.reshape(len(x), -1), v.reshape(len(v), -1)
 
 
 def identity(layer, x, v, tangents):
-    """y = x, Jv = v."""
+    """y = x, δy = δx."""
     return x, v
 
 
 def dropout(layer, x, v, tangents):
-    """Given the draw, y = x keep / (1 - p) is linear: Jv = v keep / (1 - p), with the same draw."""
+    """Given the draw, y = x * keep / (1 - p) is linear: δy = δx * keep / (1 - p), with the same draw."""
     if not layer.training or layer.p == 0:
         return x, v
     keep = layer.rng.random(x.shape, np.float32) >= layer.p
@@ -149,7 +149,7 @@ def dropout(layer, x, v, tangents):
 
 
 def padded_shortcut(layer, x, v, tangents):
-    """A selection of pixels and channels of zeros: linear, so Jv is the shortcut of v."""
+    """A selection of pixels and channels of zeros: linear, so δy is the shortcut of δx."""
     ops = ops_for(x)
     return (ops.pad_shortcut_forward(x, layer.out_channels, layer.stride),
             ops.pad_shortcut_forward(v, layer.out_channels, layer.stride))
@@ -166,9 +166,9 @@ LAYER_RULES = {
 
 
 def cross_entropy(loss, y, v, target):
-    """log p = y - log(sum exp y), so (log p)' = v - sum_k p_k v_k, and the loss is linear in log p:
+    """log p = y - log(sum exp y), so δ(log p) = δy - sum(p * δy), and the loss is linear in log p:
 
-    loss = -sum q log p / N        loss' = -sum q (log p)' / N
+    loss = -sum(q * log p) / N        δloss = -sum(q * δ(log p)) / N
     """
     s = loss.label_smoothing
     shifted = y - y.max(1, keepdims=True)
@@ -183,7 +183,7 @@ def cross_entropy(loss, y, v, target):
 
 
 def mse(loss, y, v, target):
-    """loss = mean (y - target)^2, so loss' = mean 2 (y - target) v."""
+    """loss = mean((y - target)^2), so δloss = mean(2 (y - target) * δy)."""
     return float(((y - target) ** 2).mean()), float((2 * (y - target) * v).mean())
 
 

@@ -133,12 +133,12 @@ __global__ void conv2d_forward(const T* x, const T* mean, const T* scale, const 
 // Grid: (tiles of pixels, tiles of C, SH * SW). Pixels (h, w) with the same h % SH and w % SW meet the same taps, so each such
 // class has tiles of its own and skips the taps that meet none of its pixels: a stride costs no multiplications by zero.
 //
-// x and mean not null: dx = 0 where the relu behind the prologue was, and each tile's sums of dx and dx * (x - mean) go to
+// residual, where it is not null, is added to dx.
+// mean not null: then dx = 0 where the relu behind the prologue was, and each tile's sums of dx and dx * (x - mean) go to
 // parts_dx, parts_dxx: (C, tiles of all classes).
-// x not null, mean null: x is added to dx.
 template <typename T, int BM, int BN>
-__global__ void conv2d_input_gradient(const T* dy, const T* weight, const T* x, const T* mean, const T* scale, const T* shift,
-                                      T* dx, T* parts_dx, T* parts_dxx, int N, GEOMETRY) {
+__global__ void conv2d_input_gradient(const T* dy, const T* weight, const T* residual, const T* x, const T* mean,
+                                      const T* scale, const T* shift, T* dx, T* parts_dx, T* parts_dxx, int N, GEOMETRY) {
     __shared__ T left[DEPTH][BM + PAD], right[DEPTH][BN + PAD], sums[BM / 4][BN];
     __shared__ long long image[BM];
     __shared__ int top[BM], side[BM];
@@ -183,7 +183,7 @@ __global__ void conv2d_input_gradient(const T* dy, const T* weight, const T* x, 
             if (first_row + r < rows && c < C) {
                 const long long h = phase_h + (long long)top[r] * SH, w = phase_w + (long long)side[r] * SW;
                 const long long index = ((image[r] * H + h) * W + w) * C + c;
-                if (x && !mean) total[p][q] += x[index];
+                if (residual) total[p][q] += residual[index];
                 if (mean) {
                     const T gap = x[index] - mean[c];
                     if (!(gap * scale[c] + shift[c] > T(0))) total[p][q] = T(0);

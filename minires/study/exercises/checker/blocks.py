@@ -1,6 +1,7 @@
 """Wrong backward passes of residual blocks: each runs the engine's block with something left out or misplaced."""
 from minires.layer import calls_go_to
 from minires.study.exercises.checker.exercise import Mistake
+from minires.study.exercises.checker.report import Diagnosis
 
 
 def _without_shortcut(block, dy):
@@ -85,6 +86,38 @@ def block_mistakes(depth):
 
 def _past_projection(s):
     return s.gradients() if _keeps_shape(s.layer) else s.gradients(_shortcut_past_projection)
+
+
+def explain_block(depth):
+    """`Exercise.explain` of a block: a part's gradients show what reached the part, so the first wrong part on the way back
+    is where the mistake is made; all that is wrong after it follows from it."""
+    order = [f"{part}{index}" for index in range(1, depth + 1) for part in ("conv", "bn", "relu")][:-1]
+
+    def explain(observations, wrong):
+        parts = [part for part in order if any(tensor.startswith(f"{part}.") for tensor in wrong)]
+        if not parts:
+            return None
+        first = parts[-1]
+        after = order[order.index(first) + 1:]
+        known = next((part for part in after if "relu" not in part), None)
+        told = f"up to {known} all is right" if known else "it comes right after the last ReLU"
+        after = [f"self.{part}.backward" for part in reversed(after[:after.index(known) if known else 0])]
+        calls = [f"self.{known}.backward" if known else "self.relu.backward", *after, f"self.{first}.backward"]
+        tensors = [tensor for tensor in wrong if tensor == "dx" or tensor.split(".")[0] in parts]
+        return Diagnosis("first wrong part", tensors, None,
+                         f"{first} is the first part that is wrong on the way back ({told}): forward runs "
+                         f"{', '.join(order)}, relu, and backward the other way, {', then '.join(calls)}")
+    return explain
+
+
+def explain_block_error(situation, said):
+    """`Exercise.explain_error` of a block: g added to dx as it is, where the shortcut is a projection."""
+    shapes = [str(array.shape).replace(" ", "") for array in (situation.x, situation.y)]
+    if _keeps_shape(situation.layer) or not all(shape in said for shape in shapes):
+        return None
+    return Diagnosis("projection taken for identity", ["dx"], situation.case.name,
+                     f"the shortcut is not always the identity: at {situation.case.name} it is a projection, and g, "
+                     f"{shapes[1]}, is no gradient of x, {shapes[0]}. self.shortcut.backward(g) is right for both ({said})")
 
 
 def parts(depth):

@@ -1,5 +1,6 @@
 """Which mistake explains all that was seen to rounding; and where none does, where the difference sits."""
 import re
+from dataclasses import replace
 from itertools import chain
 
 import numpy as np
@@ -34,6 +35,12 @@ def diagnose(exercise, observations):
                 wrong = [tensor for tensor in wrong if tensor not in explained]
             else:
                 break
+    explained = exercise.explain(observations, wrong) if wrong and exercise.explain else None
+    if explained:
+        condition = _condition(observations, [seen for seen in observations if not all(map(seen.right, explained.tensors))])
+        sentence = f"{condition}: {explained.sentence}" if condition else explained.sentence
+        found.append(replace(explained, where=condition, sentence=sentence))
+        wrong = [tensor for tensor in wrong if tensor not in explained.tensors]
     for tensor in wrong:
         cases = [seen for seen in observations if not seen.right(tensor)]
         condition = _condition(observations, cases)
@@ -45,7 +52,10 @@ def diagnose(exercise, observations):
 def _first_fit(exercise, observations, wrong, everywhere):
     """(mistake, the wrong tensors it explains, the cases they are wrong in): the exercise's own mistakes come first."""
     situations = [seen.situation for seen in observations]
-    general = (mistake for tensor in wrong for mistake in general_mistakes(exercise, tensor, situations))
+    # Never added to means exactly zero: a sum that cancels is rounding, and another mistake.
+    zero = {tensor for tensor in wrong if not any(seen.got[tensor].any() for seen in observations if tensor in seen.got)}
+    general = (mistake for tensor in wrong for mistake in general_mistakes(exercise, tensor, situations)
+               if mistake.name != "zero" or tensor in zero)
     for mistake in chain(exercise.mistakes, general):
         explained, cases = _explains(mistake, observations, wrong, everywhere)
         if explained:

@@ -1,4 +1,5 @@
 """How an exercise is described: the engine's class it is about, the code the student gets, and the known mistakes."""
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -52,6 +53,8 @@ class Exercise:
     code: imports and class as the student gets them, with the line BLANK as the body of backward
     cases: a tuple of Case; mistakes: a tuple of Mistake, tried in this order before the general ones
     target(rng, shape): for a loss, what its forward takes besides x
+    explain(observations, wrong): a Diagnosis for gradients that no mistake explains, `wrong` their names, or None
+    explain_error(situation, said): a Diagnosis for an exception of backward in one case, or None
     name: set by the catalogue, from the file's name
     """
 
@@ -65,6 +68,8 @@ class Exercise:
     cases: tuple
     mistakes: tuple = ()
     target: Callable | None = None
+    explain: Callable | None = None
+    explain_error: Callable | None = None
     hint: str = ""
     name: str = ""
 
@@ -97,6 +102,12 @@ class Exercise:
         if any("." in name for name in self.letters):
             lines.append("call the backward of every part, which adds the gradients of the part's own parameters")
         return [*lines, f"return {self.shown('dx')}, {shape(self.letters['x'])}"]
+
+    def derivation(self):
+        """The derivation of the backward pass that the engine's docstring gives, or all of the docstring where it has none
+        apart: maths, no code."""
+        told = inspect.cleandoc(self.engine.__doc__ or "No derivation is written.").split("Source:")[0].strip()
+        return told[max(told.find("Backward"), told.find("backward: "), 0):]
 
     def text(self, file):
         """The student's file, which will be called `file`."""

@@ -42,7 +42,8 @@ def _graded(exercise, file):
     diagnoses = diagnose(exercise, seen)
     named = {(problem.mistake, tuple(problem.tensors)): problem for one in seen for problem in one.problems.values()}
     diagnoses += named.values()
-    diagnoses += [Diagnosis("raises", [], situation.case.name, str(error)) for situation, error in failures[:1]]
+    diagnoses += [(exercise.explain_error and exercise.explain_error(situation, str(error)))
+                  or Diagnosis("raises", [], situation.case.name, str(error)) for situation, error in failures[:1]]
     checks = [Check("runs", situation.case.name, None, False) for situation, _ in failures]
     checks += [check for one in seen for check in _checks(exercise, one)]
     if not diagnoses:

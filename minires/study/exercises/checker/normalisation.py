@@ -2,6 +2,7 @@
 import numpy as np
 
 from minires.study.exercises.checker.exercise import BLANK, Mistake
+from minires.study.exercises.checker.report import Diagnosis
 
 CODE = f"""
 import numpy as np
@@ -80,6 +81,55 @@ def _inv_std_forgotten(s):
     return s.right["dx"] / statistics(s)[1]
 
 
+def explain_terms(axes, over):
+    """`Exercise.explain` of a normalisation over `axes`: dx = a g + b + c x_hat, g = dy * weight, with numbers a, b and c
+    for each channel or pixel (`over`). A least-squares fit tells those of the student's dx, and so which term is wrong."""
+    def explain(observations, wrong):
+        cases = [seen for seen in observations if "dx" in wrong and not seen.right("dx")]
+        if not cases or cases[-1].got["dx"].shape != cases[-1].situation.x.shape:
+            return None
+        s, got = cases[-1].situation, cases[-1].got["dx"]
+        inv_std = 1 / np.sqrt(s.x.var(axes, keepdims=True) + s.layer.eps)
+        terms = s.dy * s.params["weight"], np.ones_like(s.x), (s.x - s.x.mean(axes, keepdims=True)) * inv_std
+        columns = np.stack([_rows(term, axes) for term in terms], -1)  # (channels or pixels, values, 3)
+        found, right = (np.linalg.pinv(columns) @ _rows(dx, axes)[..., None] for dx in (got, s.right["dx"]))
+        if np.abs(columns @ found - _rows(got, axes)[..., None]).max() > 1e-8 * np.abs(got).max():
+            return None  # it is made of something else
+        ratios = (found / right)[..., 0].T  # (3, channels or pixels)
+        names = ("g = dy * weight", "the mean (a number that is subtracted)", "the variance (a multiple of x_hat)")
+        off = [(name, ratio) for name, ratio in zip(names, ratios, strict=True) if np.abs(ratio - 1).max() > 1e-8]
+        if not off:
+            return None
+        told = [f"the term of {name} is {_factor(ratio, _rows(inv_std, axes)[:, 0])}" for name, ratio in off]
+        if len(off) == 3 and np.ptp(ratios, axis=0).max() < 1e-8 * np.abs(ratios).max():
+            told = [f"the common factor in front is {_factor(ratios[0], _rows(inv_std, axes)[:, 0])}"]
+        fine = "" if len(off) == 3 else "; the rest is right"
+        return Diagnosis("wrong term", ["dx"], None, f"dx is made of the three right terms, for each {over} a multiple of "
+                         f"g, of 1 and of x_hat, but {' and '.join(told)}{fine}")
+    return explain
+
+
+def _rows(array, axes):
+    """(channels or pixels, values normalised together)."""
+    axes = tuple(axis % array.ndim for axis in axes)
+    kept = [axis for axis in range(array.ndim) if axis not in axes]
+    return array.transpose(*kept, *axes).reshape(int(np.prod([array.shape[axis] for axis in kept])), -1)
+
+
+def _factor(ratio, inv_std):
+    """A ratio of each channel or pixel in words: one number, times a power of inv_std where that makes it one."""
+    if np.abs(ratio).max() < 1e-9:
+        return "missing"
+    for power in (0, -1, 1, -2, 2, -3, 3):
+        number = ratio / inv_std**power
+        if np.ptp(number) < 1e-7 * np.abs(number).max():
+            times = "" if power == 0 else f"inv_std^{power}" if power > 0 else f"1 / inv_std^{-power}" if power < -1 else \
+                "1 / inv_std"
+            count = f"{number.mean():.6g}" if abs(number.mean() - 1) > 1e-7 or not times else ""
+            return f"{' * '.join(filter(None, (count, times.removesuffix('^1'))))} times what it should be"
+    return f"off by a factor of its own in each ({', '.join(f'{one:.4g}' for one in ratio[:4])}, ...)"
+
+
 PARAMETERS = (
     Mistake("x_hat missing", "dweight is the sum of dy alone, which is dbias: weight multiplies x_hat, so its gradient "
             "does too", lambda s: {"weight": s.dy.sum((0, 1, 2))}),
@@ -116,6 +166,8 @@ TRAINING_MISTAKES = (
     Mistake("inv_std missing", "dx lacks the factor 1 / sqrt(var + eps)", _inv_std_forgotten),
     Mistake("inv_std squared", "dx divides by the variance: one factor 1 / sqrt(var + eps) is enough",
             lambda s: s.right["dx"] * statistics(s)[1]),
+    Mistake("inv_std inverted", "dx divides by inv_std where it should be multiplied by it: x_hat moves by inv_std when x "
+            "moves by 1", lambda s: s.right["dx"] / statistics(s)[1] ** 2),
     *PARAMETERS,
 )
 
