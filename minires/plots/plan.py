@@ -16,21 +16,22 @@ NAMED = 0.018, 0.019  # width and height, of the picture's, from which a value h
 def draw_memory(plan, path=None, title="memory over the step"):
     """Each value of a plan (see `minires.plan.report.Plan`) as a rectangle: the steps it lives, the bytes it lies in.
 
+    Where an operator writes its result in the place of what it reads, the one rectangle goes on as the other.
     Written as a PNG to `path`; without one -> the figure, which a notebook shows.
     """
     known, marks = names(plan.steps, plan.program.inputs)
-    count, lives, offsets = len(plan.steps), plan.memory.lives, plan.memory.offsets
+    count, offsets = len(plan.steps), plan.memory.offsets
     top = max(plan.peak_bytes, 1) / MIB
     figure = NotebookFigure(figsize=(12, 6.2), layout="constrained") if path is None else new_figure(12, 6.2)
     axes = quiet_axes(figure, figure.add_gridspec(1, 1)[0], title, "step", "MiB of the slab", whole=True)
     axes.grid(False)
     axes.set(xlim=(0.5, count + 0.5), ylim=(0, 1.19 * top))
     found = set()
-    for array, (first, last) in lives.items():
+    for array, (first, last) in sorted(_lives(plan).items(), key=lambda each: each[1]):
         name = known.get(array, "")
         kind = "~" if marks[first] == "~" else name[:1] if name[:1] in KINDS else "y"
         found.add(kind)
-        left, width = first + 0.5, min(last, count - 1) - first + 1
+        left, width = first + 0.5, last - first + 1
         bottom, height = offsets[array] / MIB, array.nbytes / MIB
         axes.add_patch(Rectangle((left, bottom), width, height, facecolor=KINDS[kind][0], edgecolor="white", linewidth=0.7))
         if width > NAMED[0] * count and height > NAMED[1] * top:
@@ -49,6 +50,26 @@ def draw_memory(plan, path=None, title="memory over the step"):
     if path is None:
         return figure
     return save_png(figure, path)
+
+
+def _lives(plan):
+    """{Array: (the step that makes it, the last that reads it)} of what lies in the slab, before another takes its place."""
+    first, last = {}, {}
+    for index, step in enumerate(plan.steps):
+        for array in step.results:
+            if array in plan.memory.offsets:
+                first[array] = last[array] = index
+        for array in step.reads():
+            if (array.base or array) in first:
+                last[array.base or array] = index
+    last.update((array, len(plan.steps) - 1) for array in plan.program.outputs if array in first)
+    places = {}
+    for array in sorted(first, key=first.get):  # what takes a place at the step that reads it last ends that life before
+        other = places.get(plan.memory.offsets[array])
+        if other is not None and last[other] == first[array] > first[other]:
+            last[other] -= 1
+        places[plan.memory.offsets[array]] = array
+    return {array: (first[array], last[array]) for array in first}
 
 
 def _stages(axes, steps, height):
