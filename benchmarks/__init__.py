@@ -3,8 +3,7 @@
     python -m benchmarks.vs_torch   training steps and inference beside PyTorch's; the same as minires bench --vs torch
     python -m benchmarks.kernels    each kernel against the roofline of the machine, beside naive loops and im2col
     python -m benchmarks.scaling    threads, batch size, depth
-    python -m benchmarks.fusion     a training run with and without fused blocks
-    python -m benchmarks.profile    what a training step spends its time on
+    python -m benchmarks.rewrites   what each rewrite of a plan earns
     python -m benchmarks.cuda_floor operations, bytes and least times of the CUDA kernels, computed
     python -m benchmarks.table      the README's table, from results/vs_torch.json
 

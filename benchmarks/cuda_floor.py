@@ -202,7 +202,7 @@ def _recorded(operators):
 
 
 def training_step(model, batch, backend="cpu"):
-    """The launches of one planned training step on images of 32 x 32: cross-entropy, SGD."""
+    """The launches of one training step on images of 32 x 32: planned, cross-entropy, SGD."""
     from minires.backends import use_backend
     from minires.bench.engines import SGD
     from minires.losses import CrossEntropyLoss

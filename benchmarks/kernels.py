@@ -13,10 +13,10 @@ import typer
 
 from benchmarks import RESULTS, run, write_json
 from benchmarks.methods import METHODS
-from benchmarks.roofline import bandwidth, peak_flops
 from minires.backends import cpu
 from minires.bench.compare import usable_threads
 from minires.bench.machine import describe_machine
+from minires.bench.roofline import bandwidth, peak_flops
 
 REST, TURN = 0.08, 0.02  # seconds a method works in a round before it is timed, and while it is
 SLOWEST_BATCH = 16  # images that the naive loops get at most: they take seconds for more

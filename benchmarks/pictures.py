@@ -120,24 +120,3 @@ def draw_scaling(result, path):
     depths.legend(frameon=False)
     _label(depths, "Depth", "layers", f"ms a step, batch {result['depths'][0]['batch']}")
     _save(figure, path)
-
-
-def draw_fusion(result, path):
-    """Left: the loss curves over each other. Right: how far each run is from the unfused one, on a logarithmic axis."""
-    figure, (curves, apart) = _figure(11, 4.4, 2)
-    steps = np.arange(1, result["steps"] + 1)
-    styles = {"unfused": (COLOURS[0], 3.2, "-"), "fused": (COLOURS[1], 1.3, "-"),
-              "unfused, perturbed": ("#8a8a8a", 1.0, (0, (4, 2)))}
-    for name, (colour, width, dashes) in styles.items():
-        curves.plot(steps, result["losses"][name], color=colour, linewidth=width, linestyle=dashes, label=name)
-    curves.set_ylim(bottom=0)
-    curves.legend(frameon=False)
-    _label(curves, f"{result['model']} on {result['dataset']}", "step", "training loss of the batch")
-    for name in ("fused", "unfused, perturbed"):
-        colour, _, dashes = styles[name]
-        gap = np.abs(np.subtract(result["losses"][name], result["losses"]["unfused"]))
-        apart.plot(steps, np.maximum(gap, 1e-9), color=colour, linewidth=1.3, linestyle=dashes, label=name)
-    apart.set_yscale("log")
-    apart.legend(frameon=False, loc="lower right")
-    _label(apart, "Distance from the unfused run", "step", "difference of the loss")
-    _save(figure, path)

@@ -25,8 +25,8 @@ class Arithmetic:
     """A fixed number of operations in registers, shared out among `threads`; it takes turns like a Worker."""
 
     def __init__(self, threads):
-        from benchmarks.roofline import arithmetic_kernel
         from minires.backends.cpu.host import lanes_of
+        from minires.backends.cpu.roofline import arithmetic_kernel
 
         lanes = lanes_of(np.dtype(np.float32))
         self.threads, self.kernel, self.out = threads, arithmetic_kernel(lanes), np.ones(lanes * 64, np.float32)

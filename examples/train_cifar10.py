@@ -3,7 +3,7 @@ import sys
 
 import numpy as np
 
-from minires import SGD, Trainer, build_model, fuse
+from minires import SGD, Trainer, build_model
 from minires.data import Loader, channel_statistics, load_dataset
 from minires.schedules import OneCycleLR
 
@@ -12,7 +12,7 @@ mean, std = channel_statistics(train.images)
 rng = np.random.default_rng(0)
 batches = Loader(train, 128, mean=mean, std=std, augment=True, shuffle=True, rng=rng)
 test_batches = Loader(test, 500, mean=mean, std=std)
-model = fuse(build_model("resnet20", rng=rng))
+model = build_model("resnet20", rng=rng)
 optimiser = SGD(model.parameters(), lr=0.2, momentum=0.9, weight_decay=5e-4, nesterov=True)
 schedule = OneCycleLR(optimiser, max_lr=0.2, total_steps=10 * len(batches))
 trainer = Trainer(model, optimiser, batches, test_batches, schedule=schedule, out="runs/example")

@@ -1,4 +1,5 @@
-"""The command line: minires train | eval | predict | summary | gradcheck | xray | exercise | study | plot | bench | doctor.
+"""The command line: minires train | eval | predict | summary | plan | gradcheck | xray | exercise | study | plot | bench |
+doctor.
 
 Exit codes: 0 done, 1 a fault of ours or a gradient that is wrong, 2 wrong input, 130 stopped by Ctrl-C. Each command
 imports what it needs when it runs, so that `minires --help` is quick.
@@ -15,6 +16,7 @@ from minires.commands.doctor import doctor
 from minires.commands.exercise import exercise
 from minires.commands.gradcheck import gradcheck
 from minires.commands.options import DataDir, Device, Shortcut, Threads, use_threads
+from minires.commands.plan import plan
 from minires.commands.plot import plot
 from minires.commands.study import study
 from minires.commands.xray import xray
@@ -185,7 +187,7 @@ def summary(
     console.print(f"{model} on one {size} x {size} image; convolutions and linear layers are counted", style="dim")
 
 
-for command in (gradcheck, bench, doctor, xray):
+for command in (plan, gradcheck, bench, doctor, xray):
     app.command()(command)
 app.add_typer(exercise, name="exercise")
 app.add_typer(plot, name="plot")

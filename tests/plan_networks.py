@@ -131,6 +131,7 @@ NETWORKS = {
     "an opaque backward": lambda r: classifier(8, r, own_basic(8, r), CentredBackward(), own_basic(8, r)),
     "a layer that counts": lambda r: classifier(8, r, own_basic(8, r), Counting(), own_basic(8, r)),
     "one convolution twice": lambda r: classifier(8, r, conv(8, 8, r), conv(8, 8, r)),
-    "dilation": lambda r: classifier(8, r, Conv2d(8, 8, 3, padding=2, dilation=2, bias=False, rng=r), BatchNorm2d(8), ReLU()),
+    "dilation": lambda r: classifier(8, r, Conv2d(8, 8, 3, padding=2, dilation=2, bias=False, rng=r), BatchNorm2d(8),
+                                     ReLU()),
     "no parameters": lambda r: Sequential(AvgPool2d(8), Flatten()),
 }

@@ -7,15 +7,15 @@ from minires.backends import HOST_BACKENDS, use_backend
 from minires.errors import UserError
 from minires.layer import Sequential
 from minires.layers import BatchNorm2d, Conv2d, Dropout, GlobalAvgPool2d, Linear, MaxPool2d, ReLU
-from minires.layers.fused import fuse
 from minires.losses import CrossEntropyLoss
 from minires.models import build_model
 from minires.study import adjoint_errors, distinct_nonzero, randomise_parameters
 from minires.study.certificate import certificate, render
 from minires.study.forward_mode import LOSS_RULES, RULES, products, rules
-from minires.study.subjects import LAYERS, LOSSES
+from minires.study.planned import Planned
+from minires.study.subjects import LAYERS, LOSSES, PLANNED
 
-SUBJECTS = {**LAYERS, **LOSSES}
+SUBJECTS = {**LAYERS, **PLANNED, **LOSSES}
 CLASSES = {kind.__name__: kind for kind in [*RULES, *LOSS_RULES]}
 
 
@@ -38,9 +38,10 @@ def test_backward_is_the_adjoint(name, host, rng):
     assert max(errors.values()) < 1e-13
 
 
-@pytest.mark.parametrize(("fused", "training"), [(False, True), (True, True), (False, False)])
-def test_whole_resnet20(fused, training, host, rng):
-    network = fuse(build_model("resnet20", rng=rng).astype(np.float64), fused).train(training)
+@pytest.mark.parametrize(("planned", "training"), [(False, True), (True, True), (False, False)])
+def test_whole_resnet20(planned, training, host, rng):
+    network = build_model("resnet20", rng=rng).astype(np.float64).train(training)
+    network = Planned(network) if planned else network
     errors = adjoint_errors(randomise_parameters(network, rng), distinct_nonzero((2, 8, 8, 3), rng), rng)
     assert len(errors) == 1 + len(network.parameters())
     assert max(errors.values()) < 1e-12

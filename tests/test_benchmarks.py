@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 import benchmarks
-from benchmarks import fusion, kernels, methods, roofline, scaling, table
-from benchmarks.profile import main as profile
-from minires.bench import compare, tables
+from benchmarks import kernels, methods, rewrites, scaling, table
+from minires.bench import compare, roofline, tables
 from minires.bench.workers import Worker, WorkerError, spread, take_turns
 from minires.cli import main
 from minires.errors import UserError
+from minires.plan.rewrites import TRAINING
 
 ROOT = Path(__file__).resolve().parents[1]
 THREADS = 1  # what is tested here does not depend on it, and one thread waits for no other on a busy machine
@@ -31,7 +31,7 @@ def run_cli(*arguments):
 @pytest.fixture
 def results(tmp_path, monkeypatch):
     """The folder that results go to."""
-    for module in (benchmarks, kernels, scaling, fusion):
+    for module in (benchmarks, kernels, scaling, rewrites):
         monkeypatch.setattr(module, "RESULTS", tmp_path)
     return tmp_path
 
@@ -272,26 +272,14 @@ def test_scaling_compares_threads_batches_and_depths(results):
         scaling.main(2, 1, 2, 16, 32, "scaling")
 
 
-def test_fused_and_unfused_training_follow_each_other(results, monkeypatch, capsys):
-    fusion.main("resnet20", "shapes", None, 3, 8, 0.01, 0, THREADS, "fusion")
-    result = json.loads((results / "fusion.json").read_text())
-    losses = result["losses"]
-    assert [len(values) for values in losses.values()] == [3, 3, 3] and losses["fused"] != losses["unfused, perturbed"]
-    np.testing.assert_allclose(losses["fused"], losses["unfused"], rtol=5e-3)
-    assert result["differences"]["fused"]["largest"] == np.abs(np.subtract(losses["fused"], losses["unfused"])).max()
-    assert (results / "fusion.png").stat().st_size > 10_000
-
-
-def test_the_profile_accounts_for_the_whole_step(capsys):
-    from minires.backends import cpu
-
-    plain = cpu.conv2d_moments
-    profile("resnet20", 4, 1, True, THREADS)
-    assert cpu.conv2d_moments is plain
-    head, *lines = capsys.readouterr().out.splitlines()
-    parts = [float(line.split(" ms")[0].split()[-1]) for line in lines]
-    assert float(head.split(": ")[1].split()[0]) == pytest.approx(sum(parts), abs=0.3)
-    assert any("conv2d_unit_gradient" in line and " 19 calls" in line for line in lines)
+def test_each_rewrite_is_left_out_once(results, capsys):
+    rewrites.main("resnet20", 2, 1, THREADS, "rewrites")
+    rows = json.loads((results / "rewrites.json").read_text())["rows"]
+    assert next(iter(rows)) == "all" and list(rows)[-1] == "none" and len(rows) == len(TRAINING) + 2
+    assert rows["all"]["ratio"] == 1 and all(row["seconds"] > 0 for row in rows.values())
+    assert rows["none"]["peak_bytes"] > rows["all"]["peak_bytes"]
+    with pytest.raises(UserError, match="1 or more"):
+        rewrites.main("resnet20", 0, 1, THREADS, "rewrites")
 
 
 def test_a_users_mistake_in_a_script_is_one_sentence(tmp_path):

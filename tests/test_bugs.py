@@ -1,6 +1,7 @@
 """Bug injection: every bug of the catalogue is killed, is gone afterwards, and the table can say that one survived."""
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from minires.study import distinct_nonzero, randomise_parameters
 from minires.study.bugs import BUGS, NETWORKS, Bug, BugReport, BugRow, Outcome, choose, detect, inject, render, to_json
 from minires.study.bugs.catalogue import FAMILIES
 from minires.study.bugs.report import sparkline
-from minires.study.bugs.training import CLEAN_SEEDS, VERDICTS, Network, train_clean, train_with, verdict
+from minires.study.bugs.training import CLEAN_SEEDS, VERDICTS, train_clean, train_with, verdict
 
 # Bugs that leave every value right in float64, and what finds them.
 BY_CONTRACT = {"conv-dx-float32": "shape or dtype", "conv-weight-overwritten": "not added to grad",
@@ -50,8 +51,8 @@ def test_a_harmless_change_survives():
 def test_the_checks_pass_without_a_bug():
     """Every case that any bug is checked on is clean by itself."""
     layers = sorted({layer for bug in BUGS.values() for layer in bug.layers})
-    for fused in (False, True):
-        bug = Bug("nothing", "", tuple(layers), "relu_backward", lambda right, *arguments: right(*arguments), fused=fused)
+    for planned in (False, True):
+        bug = Bug("nothing", "", tuple(layers), "relu_backward", lambda right, dy, y: right(dy, y), planned=planned)
         found = detect(bug)
         assert not found.killed, found.said
         assert found.difference < 1e-7
@@ -71,7 +72,7 @@ def test_bugs_of_one_layer_are_caught_where_they_show(detections):
     noticed = {name: detections[name].noticed for name in BUGS}
     assert noticed["conv-dilation-ignored"] == 1 and noticed["conv-last-column-lost"] == 2
     assert noticed["avgpool-padding-not-counted"] == noticed["batchnorm-mean-term-dropped"] == 1
-    assert noticed["fused-shortcut-not-added"] == detections["fused-shortcut-not-added"].cases - 1  # the plain block
+    assert noticed["planned-shortcut-not-added"] == detections["planned-shortcut-not-added"].cases - 1  # the plain block
 
 
 def gradients(bug, backend):
@@ -133,7 +134,7 @@ def test_names_and_families():
 @pytest.fixture
 def short(monkeypatch):
     """Networks that train for 16 steps."""
-    networks = {name: Network(each.make, each.make_loss, each.lr, 16) for name, each in NETWORKS.items()}
+    networks = {name: replace(each, steps=16) for name, each in NETWORKS.items()}
     for module in ("training", "report"):
         monkeypatch.setattr(f"minires.study.bugs.{module}.NETWORKS", networks)
 
@@ -162,6 +163,21 @@ def test_training_feels_a_bug_and_forgets_it(short):
     assert train_clean("residual") == clean
 
 
+@pytest.mark.parametrize("name", [name for name, bug in BUGS.items() if bug.planned])
+def test_a_plan_has_the_bug_in_every_step(name, monkeypatch):
+    """What a plan repeats without Python (cpu) is what it computes operator by operator (the reference)."""
+    networks = {name: replace(each, steps=5) for name, each in NETWORKS.items()}
+    monkeypatch.setattr("minires.study.bugs.training.NETWORKS", networks)
+    monkeypatch.setattr("minires.study.bugs.training.CLEAN_SEEDS", (0,))
+    found = {}
+    for backend in HOST_BACKENDS:
+        with use_backend(backend):
+            found[backend] = train_with(BUGS[name]).losses
+    (clean,) = train_clean("residual, planned")
+    assert found["cpu"][0] == clean.losses[0] and np.abs(np.array(found["cpu"]) / clean.losses - 1).max() > 1e-3
+    np.testing.assert_allclose(found["cpu"], found["reference"], rtol=1e-4)
+
+
 def test_a_clean_network_learns_its_pictures(monkeypatch):
     monkeypatch.setattr("minires.study.bugs.training.CLEAN_SEEDS", (0,))
     (final,) = train_clean("residual")
@@ -177,7 +193,7 @@ def test_every_bug_is_felt_by_its_network(name):
     for bug in BUGS.values():
         if bug.network == name:
             assert parts & set(bug.layers), bug.name
-            assert bug.fused == any(getattr(part, "fused", False) for _, part in model.named_layers())
+            assert bug.planned == network.planned
 
 
 # --- the table, JSON and the command ----------------------------------------------------------------------------------

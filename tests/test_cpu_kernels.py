@@ -1,22 +1,16 @@
 """What is particular to the CPU kernels: algorithms agree, bits do not depend on threads, memory is used again."""
 import gc
-import os
-import platform
-import subprocess
-import sys
-from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
-from minires import SGD, CrossEntropyLoss, UserError, build_model, fuse, inference_mode, set_num_threads
+from minires import SGD, CrossEntropyLoss, UserError, build_model, compile, set_num_threads
 from minires.backends import composed, cpu, reference
 from minires.backends.cpu import arena as arena_module
-from minires.backends.cpu import threads, winograd
+from minires.backends.cpu import threads
 from minires.backends.cpu.algorithm import use_convolution, winograd_size
 from minires.backends.cpu.arena import Arena
 from minires.backends.cpu.moments import merge_moments
-from minires.study.taps import tapped
 
 SAME = ((1, 1), (1, 1))  # stride and padding of a 3x3 convolution that keeps the image's size
 
@@ -93,149 +87,61 @@ def test_an_unknown_algorithm_is_refused():
         pass
 
 
-def training_run(steps=2, fused=True, dtype=np.float32):
+def training_run(steps=2, planned=True, dtype=np.float32):
     """Losses and the parameters of a ResNet-20 after a few steps on fixed random images."""
     rng = np.random.default_rng(3)
-    model = fuse(build_model("resnet20", rng=rng).astype(dtype), fused)
+    model = build_model("resnet20", rng=rng).astype(dtype)
     optimiser, loss = SGD(model.parameters(), 0.05, 0.9), CrossEntropyLoss()
+    step = compile(model, loss)
     x, target = rng.standard_normal((20, 16, 16, 3)).astype(dtype), rng.integers(0, 10, 20)
     losses = []
     for _ in range(steps):
-        optimiser.zero_grad()
-        losses.append(loss.forward(model(x), target))
-        model.backward(loss.backward())
+        if planned:
+            losses.append(step(x, target)[0])
+        else:
+            optimiser.zero_grad()
+            losses.append(loss.forward(model(x), target))
+            model.backward(loss.backward())
         optimiser.step()
     return losses, np.concatenate([parameter.data.ravel() for parameter in model.parameters()])
 
 
 @pytest.mark.skipif(threads.MOST_THREADS < 2, reason="needs two cores")
-@pytest.mark.parametrize("fused", [True, False])
-def test_the_bits_do_not_depend_on_the_number_of_threads(fused, monkeypatch):
+@pytest.mark.parametrize("planned", [True, False])
+def test_the_bits_do_not_depend_on_the_number_of_threads(planned, monkeypatch):
     monkeypatch.setattr(threads, "SMALL", 0)  # share out even the smallest kernel
     results = []
     for count in (1, threads.MOST_THREADS):
         set_num_threads(count)
-        results.append(training_run(fused=fused))
+        results.append(training_run(planned=planned))
     assert results[0][0] == results[1][0]
     np.testing.assert_array_equal(results[0][1], results[1][1])
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_a_fused_network_is_the_unfused_one(training, rng):
-    outcomes = []
-    for fused in (False, True):
-        model = fuse(build_model("resnet20", shortcut="B", rng=np.random.default_rng(5)).astype(np.float64), fused)
-        model.train(training)
-        x = np.random.default_rng(6).standard_normal((3, 16, 16, 3))
-        y = model(x)
-        dx = model.backward(np.cos(np.arange(y.size)).reshape(y.shape))
-        model.eval()
-        with inference_mode():
-            folded = model(x)
-        outcomes.append([y, dx, folded, *(parameter.grad for parameter in model.parameters()), *model.state_dict().values()])
-    for plain, fused in zip(*outcomes, strict=True):
-        assert np.abs(plain - fused).max() <= 1e-10 * max(1, np.abs(plain).max())
+def test_training_follows_the_same_losses_planned_and_not():
+    planned, plain = training_run(4, True)[0], training_run(4, False)[0]
+    np.testing.assert_allclose(planned, plain, rtol=1e-3)
+    assert planned[-1] < planned[0]
 
 
-def test_folded_weights_are_kept_while_inference_lasts_and_no_longer():
-    model, other = (fuse(build_model("resnet20", rng=np.random.default_rng(seed))).eval() for seed in (1, 2))
-    x = np.random.default_rng(3).standard_normal((2, 16, 16, 3)).astype(np.float32)
-    with inference_mode():
-        first, again, expected = model(x), model(x), other(x)
-        assert (first == again).all()
-        model.load_state_dict(other.state_dict())
-        np.testing.assert_array_equal(model(x), expected)
-    model.fc.bias.data += 1
-    model.layer1[0].conv1.weight.data *= 2
-    with inference_mode():
-        assert np.abs(model(x) - expected - 1).max() > 1e-3
+def test_a_network_makes_one_pass_for_the_gradient_at_its_last_block():
+    plan = compile(build_model("resnet20"), CrossEntropyLoss()).plan((2, 8, 8, 3))
+    assert [step.operator for step in plan.steps].count("add_relu_gradient") == 1
 
 
-def test_training_follows_the_same_losses_fused_and_not():
-    fused, plain = training_run(4, True)[0], training_run(4, False)[0]
-    np.testing.assert_allclose(fused, plain, rtol=1e-3)
-    assert fused[-1] < fused[0]
-
-
-def close(some, others, strict=True):
-    return all(np.abs(a - b).max() <= 1e-10 * np.abs(a).max() for a, b in zip(some, others, strict=strict))
-
-
-def test_blocks_hand_on_whole_images_and_gradients_where_somebody_listens(rng):
-    """Blocks of a fused network hand on images that are not formed yet and masked gradients, which saves passes; a listener
-    is told y and dx as they are unfused."""
-    x, blocks = rng.standard_normal((2, 8, 8, 3)), [f"layer{stage}.{index}" for stage in (1, 2, 3) for index in range(3)]
-
-    def run(fused, forward, backward):
-        model, told = fuse(build_model("resnet20", rng=np.random.default_rng(5)).astype(np.float64), fused), {}
-        with tapped(model, (lambda name, layer, y: told.update({name + ".y": y})) if forward else None):
-            y = model(x)
-        with tapped(model, None, (lambda name, layer, dy, dx: told.update({name: dx})) if backward else None):
-            dx = model.backward(np.cos(np.arange(y.size)).reshape(y.shape))
-        return [dx, *(told[name] for name in blocks if backward)], [y, *(told[name + ".y"] for name in blocks if forward)]
-
-    gradients, images = run(False, True, True)
-    for forward in (False, True):
-        for backward in (False, True):
-            found_gradients, found_images = run(True, forward, backward)
-            assert len(found_images) == (10 if forward else 1) and len(found_gradients) == (10 if backward else 1)
-            assert close(gradients, found_gradients, strict=False) and close(images, found_images, strict=False)
-
-
-@pytest.mark.parametrize("change", ["one block unfused", "one block in evaluation", "all in evaluation", "inference"])
-def test_blocks_of_different_minds_make_the_same_network(change, rng):
-    """Whatever its blocks are, a network computes what it computes unfused."""
-    def run(fused):
-        model = fuse(build_model("resnet20", rng=np.random.default_rng(5)).astype(np.float64), fused)
-        block = model.layer2[1]
-        if change == "one block unfused":
-            block.fused = False
-        elif change == "all in evaluation":
-            model.eval()
-        else:
-            block.eval()
-        if change == "inference":  # normalisation by the batch, but for the one block
-            with inference_mode():
-                return [model(x)]
-        y = model(x)
-        return [y, model.backward(np.cos(np.arange(y.size)).reshape(y.shape)), *(p.grad for p in model.parameters())]
-
-    x = rng.standard_normal((2, 8, 8, 3))
-    assert close(run(False), run(True))
-
-
-def test_a_network_makes_one_pass_for_the_gradient_at_its_last_block(monkeypatch, rng):
-    calls = []
-    right = cpu.add_relu_gradient
-    monkeypatch.setattr(cpu, "add_relu_gradient", lambda *arguments: calls.append(1) or right(*arguments))
-    model = fuse(build_model("resnet20", rng=rng))
-    y = model(rng.standard_normal((2, 8, 8, 3)).astype(np.float32))
-    model.backward(np.ones_like(y))
-    assert len(calls) == 1
-
-
-def test_transformed_weights_are_remembered_once_they_are_there(monkeypatch, rng):
-    x, weight = rng.standard_normal((2, 8, 8, 16)), rng.standard_normal((3, 3, 16, 16))
-    weight.setflags(write=False)
-    with use_convolution("winograd4"):
-        with monkeypatch.context() as broken, pytest.raises(KeyboardInterrupt):
-            broken.setattr(winograd, "launch", Mock(side_effect=KeyboardInterrupt))
-            cpu.conv2d_forward(x, weight, None, *SAME, (1, 1))
-        for _ in range(2):
-            y = cpu.conv2d_forward(x, weight, None, *SAME, (1, 1))
-            assert error(y, reference.conv2d_forward(x, weight, None, *SAME, (1, 1))) < 1e-12
-
-
-def test_fusion_is_off_by_default_and_can_be_switched_off():
-    model = build_model("resnet20")
-    assert not model.fused
-    assert fuse(model).layer1[0].fused
-    assert not fuse(model, False).layer1[0].fused
+def test_prepared_weights_are_those_that_the_kernel_makes_itself(rng):
+    x, weight, bias = (rng.standard_normal(shape) for shape in ((2, 8, 8, 16), (3, 3, 16, 16), (16,)))
+    for algorithm in ("direct", "winograd2", "winograd4"):
+        with use_convolution(algorithm):
+            prepared = cpu.prepare(weight, x.shape, *SAME)
+            arguments = x, weight, bias, None, True, *SAME
+            assert (prepared.size > weight.size) == (algorithm != "direct")
+            np.testing.assert_array_equal(cpu.conv2d_bias_relu(*arguments, prepared), cpu.conv2d_bias_relu(*arguments))
 
 
 def test_a_step_after_the_second_takes_no_new_buffer():
     rng = np.random.default_rng(3)
-    model = fuse(build_model("resnet20", rng=rng))
+    model = build_model("resnet20", rng=rng)
     optimiser, loss = SGD(model.parameters(), 0.05, 0.9), CrossEntropyLoss()
     x, target = rng.standard_normal((16, 16, 16, 3)).astype(np.float32), rng.integers(0, 10, 16)
     held = []
@@ -291,33 +197,3 @@ def test_batch_moments_keep_their_digits_under_a_large_mean(rng):
     _, mean, var = cpu.batchnorm_forward(x, np.ones(16, np.float32), np.zeros(16, np.float32), 1e-5)
     np.testing.assert_allclose(var, x.astype(np.float64).var((0, 1, 2)), rtol=1e-4)
     np.testing.assert_allclose(mean, x.astype(np.float64).mean((0, 1, 2)), rtol=1e-6)
-
-
-NARROW = """
-import numpy as np
-from numba import njit
-from minires.backends import cpu, reference
-from minires.backends.cpu.host import VECTOR_BYTES
-assert VECTOR_BYTES == {width}, VECTOR_BYTES
-rng = np.random.default_rng(0)
-x, weight = rng.standard_normal((2, 8, 8, 16)).astype("f4"), rng.standard_normal((3, 3, 16, 16)).astype("f4")
-for stride in {strides}:
-    geometry = (stride, (1, 1), (1, 1))
-    y = reference.conv2d_forward(x, weight, None, *geometry)
-    for got, want in ((cpu.conv2d_forward(x, weight, None, *geometry), y),
-                      (cpu.conv2d_input_gradient(y, weight, x.shape, *geometry),
-                       reference.conv2d_input_gradient(y, weight, x.shape, *geometry)),
-                      (cpu.conv2d_weight_gradient(y, x, (3, 3), *geometry),
-                       reference.conv2d_weight_gradient(y, x, (3, 3), *geometry))):
-        assert np.abs(got - want).max() < 2e-5 * np.abs(want).max()
-"""
-
-
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="names x86 processors")
-@pytest.mark.parametrize("name, features, width", [("haswell", "+avx,+avx2,+fma", 32), ("nehalem", "+sse4.2", 16)])
-def test_narrower_vectors_compute_the_same(name, features, width):
-    strides = [(1, 1), (2, 2)] if width == 32 else [(1, 1)]
-    environment = {**os.environ, "NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": features}
-    program = NARROW.format(width=width, strides=strides)
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr

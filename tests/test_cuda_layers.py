@@ -11,7 +11,7 @@ from minires.backends.cuda import pool
 from minires.errors import UserError
 from minires.layers import BatchNorm2d, Conv2d, Dropout, GlobalAvgPool2d, Linear, ReLU
 from minires.losses import CrossEntropyLoss, MSELoss
-from minires.models import build_model
+from minires.models import CifarResNet, build_model
 from minires.optim import SGD, AdamW
 from minires.plan import compile
 from minires.study import check_gradients, distinct_nonzero, randomise_parameters
@@ -124,10 +124,10 @@ def test_optimisers_move_all_parameters_at_once(kind, dtype, rng):
     assert_close(states[1], states[0], TOLERANCE[dtype])
 
 
-def three_steps(device, dtype, planned):
-    """State of a ResNet-20 and its optimiser after three steps on random images, and the losses; as float64."""
+def three_steps(device, dtype, planned, depth=20):
+    """State of a ResNet and its optimiser after three steps on random images, and the losses; as float64."""
     rng = np.random.default_rng(3)
-    network = build_model("resnet20", rng=rng).astype(dtype).to(device)
+    network = CifarResNet(depth, rng=rng).astype(dtype).to(device)
     update, loss, losses = SGD(network.parameters(), 0.01, 0.9, 5e-4, True), CrossEntropyLoss(0.1), []
     step = compile(network, loss)
     for _ in range(3):
@@ -157,6 +157,13 @@ def test_three_steps_of_resnet20_agree_with_cpu(planned):
     assert_close(narrow_there, wide, 1e-5)
     of_both = {name for name in narrow if not name.endswith("velocity")}  # on cpu they are further than 1e-5 from the truth
     assert_close(*({name: state[name] for name in of_both} for state in (narrow_there, narrow)), 1e-5)
+
+
+@pytest.mark.parametrize("planned", [True, False])
+def test_three_steps_of_a_network_of_one_block_a_stage(planned):
+    """The first block is the last of its stage too, and reads the stem's output unformed."""
+    here, there = (three_steps(device, np.float64, planned, depth=8) for device in ("cpu", "cuda"))
+    assert_close(there, here, 1e-10)
 
 
 def test_folded_evaluation(rng):

@@ -14,7 +14,7 @@ from minires.errors import UserError
 from minires.files import load_tensors, save_tensors
 from minires.layers import BatchNorm2d, Conv2d
 from minires.study import divergence
-from minires.study.divergence import FAR, Key, compare_sides, make_side, measure, random_batch, ulp_distance
+from minires.study.divergence import FAR, Key, PlannedSide, compare_sides, make_side, measure, random_batch, ulp_distance
 from minires.study.runs import compare_runs, compare_settings
 
 KEY = Key("forward", "fc", "y")
@@ -177,12 +177,17 @@ def test_a_planted_difference_is_found(name):
     assert worst.ulps >= first.ulps and worst.key.phase == wanted[0]
 
 
-def test_fused_and_not_share_blocks_and_gradients():
-    result = run(b="reference:fused", steps=1)
-    keys = {str(gap.key) for gap in result.gaps}
-    assert {"layer1.0.y", "layer1.0.dx", "layer1.0.conv1.weight.grad", "conv1.weight.grad", "network.y"} <= keys
-    assert "layer1.0.conv1.y" not in keys
-    assert 0 < max(gap.ulps for gap in result.gaps) < 1e5 and result.first(1e5) is None
+@pytest.mark.parametrize("sides", [("reference", "reference:planned"), ("reference:planned", "reference")])
+def test_planned_and_not_share_loss_logits_and_gradients(sides):
+    result = run(*sides)
+    network = make_side("reference", "resnet20").model
+    wanted = {"network.y", "loss.value", *(f"{name}.grad" for name, _ in network.named_parameters()), *network.state_dict()}
+    for step in (1, 2):
+        assert {str(gap.key) for gap in result.gaps if gap.step == step} == wanted
+    assert 0 < max(gap.ulps for gap in result.gaps) < 1e6 and result.first(1e6) is None
+    keys = [str(gap.key) for gap in result.gaps if gap.step == 1]
+    order = "loss.value", "fc.weight.grad", "conv1.weight.grad", "fc.weight"
+    assert sorted(order, key=keys.index) == list(order)
 
 
 def test_a_broken_back_end_is_found(monkeypatch):
@@ -228,17 +233,17 @@ def test_sides_are_what_they_are_called():
     from minires.backends import ops_for
     from minires.backends.cpu import algorithm
 
-    wanted = {"cpu": ("cpu", "auto", False), "reference": ("reference", "auto", False), "fused": ("cpu", "auto", True),
-              "reference:fused": ("reference", "auto", True), "cpu:winograd2": ("cpu", "winograd2", False),
-              "direct:fused": ("cpu", "direct", True)}
-    for name, (backend, convolution, fused) in wanted.items():
+    wanted = {"cpu": ("cpu", "auto", False), "reference": ("reference", "auto", False), "planned": ("cpu", "auto", True),
+              "reference:planned": ("reference", "auto", True), "cpu:winograd2": ("cpu", "winograd2", False),
+              "direct:planned": ("cpu", "direct", True)}
+    for name, (backend, convolution, planned) in wanted.items():
         side = make_side(name, "resnet20")
         with ExitStack() as stack:
             for context in side.contexts:
                 stack.enter_context(context())
             assert ops_for(np.zeros(1)).__name__ == f"minires.backends.{backend}"
             assert algorithm._chosen.get() == convolution
-        assert side.model.fused is side.model.layer1[0].fused is fused
+        assert isinstance(side, PlannedSide) is planned
 
 
 # --- two runs ---
@@ -322,9 +327,9 @@ def test_the_command_says_whether_they_part(command, tmp_path, monkeypatch):
     monkeypatch.setattr(divergence, "random_batch", lambda *_: small)
     code, out, error = command("reference", "reference", "--steps", 1)
     assert (code, error) == (0, "") and "reference and reference agree within 256" in out
-    code, out, error = command("reference", "reference:fused", "--steps", 1, "--tolerance-ulp", 0, "--out", "growth.png")
+    code, out, error = command("reference", "reference:planned", "--steps", 1, "--tolerance-ulp", 0, "--out", "growth.png")
     assert (code, error) == (1, "") and (tmp_path / "growth.png").stat().st_size > 10_000
-    assert "reference and reference:fused part in step 1, forward, at layer1.0" in out
+    assert "reference and reference:planned part in step 1, " in out
     assert [line.split()[:2] for line in out.splitlines()[1:4]] == [["1", "forward"], ["1", "backward"], ["1", "update"]]
 
 

@@ -16,9 +16,9 @@ from minires.study import (
     randomise_parameters,
 )
 from minires.study.certificate import certificate, render
-from minires.study.subjects import LAYERS, LOSSES
+from minires.study.subjects import LAYERS, LOSSES, PLANNED
 
-SUBJECTS = {**LAYERS, **LOSSES}
+SUBJECTS = {**LAYERS, **PLANNED, **LOSSES}
 
 
 def test_every_layer_has_a_row():
@@ -189,12 +189,12 @@ def test_certificate_shows_a_failure(monkeypatch):
 def test_certificate_of_a_model_names_its_layers_and_every_tensor(monkeypatch):
     monkeypatch.setattr("minires.study.certificate.NETWORK_COMPLETE", 0)
     monkeypatch.setattr("minires.study.certificate.NETWORK_SAMPLE", 1)
-    monkeypatch.setattr("minires.study.certificate.FUSED_SAMPLE", 1)
+    monkeypatch.setattr("minires.study.certificate.PLANNED_SAMPLE", 1)
     proof = certificate("resnet20", backends=("reference",))
     subjects = {row.subject for row in proof.rows}
     assert {"Conv2d", "BatchNorm2d evaluation", "BasicBlock shortcut A", "CrossEntropyLoss", "resnet20"} <= subjects
     assert not {"Dropout", "LayerNorm rows", "Bottleneck"} & subjects
-    for subject in ("resnet20", "resnet20 fused"):
+    for subject in ("resnet20", "resnet20 planned"):
         whole = [row for row in proof.rows if row.subject == subject]
         assert [row.tensor for row in whole] == ["dx", *(name for name, _ in build_model("resnet20").named_parameters())]
         assert all(row.passed and row.tolerance == 1e-5 and row.entries == 1 for row in whole)
@@ -203,7 +203,7 @@ def test_certificate_of_a_model_names_its_layers_and_every_tensor(monkeypatch):
 def test_certificate_layers_holds_every_layer_and_loss():
     from minires.study.certificate import _subjects
     assert list(_subjects("layers")) == list(SUBJECTS)
-    assert list(_subjects(None)) == [*SUBJECTS, "resnet20", "resnet20 fused"]
+    assert list(_subjects(None)) == [*SUBJECTS, "resnet20", "resnet20 planned"]
 
 
 def test_unknown_target_and_backend():

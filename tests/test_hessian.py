@@ -21,7 +21,6 @@ from minires.layers import (
     PlainBlock,
     ReLU,
 )
-from minires.layers.fused import fuse
 from minires.losses import CrossEntropyLoss, MSELoss
 from minires.models import build_model
 from minires.study import LossHessian, distinct_nonzero, hessian, lanczos, randomise_parameters
@@ -54,7 +53,6 @@ NETWORKS = {
                                  *head(5, rng)),
     "bottlenecks": lambda rng: (Bottleneck(3, 2, 2, rng=rng), Bottleneck(8, 2, rng=rng), *head(8, rng)),
     "plain blocks": lambda rng: (PlainBlock(3, 4, rng=rng), PlainBlock(4, 5, 2, rng=rng), *head(5, rng)),
-    "fused": lambda rng: (fuse(BasicBlock(3, 4, 2, rng=rng)), *head(4, rng)),
 }
 LOSSES = {
     "cross-entropy": lambda n, rng: (CrossEntropyLoss(0.1), rng.integers(0, 4, n)),

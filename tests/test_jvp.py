@@ -167,7 +167,7 @@ def test_which_layers_have_a_complex_step(rng):
     ("ReLU", r"ReLU has no complex step: max\(x, 0\) compares, and complex numbers have no order"),
     ("MaxPool2d", "the maximum of a window compares"),
     ("BasicBlock", "it holds a ReLU"),
-    ("Bottleneck fused", "it holds a ReLU"),
+    ("Bottleneck", "it holds a ReLU"),
 ])
 def test_why_not(name, reason, rng):
     make, shape = SUBJECTS[name]

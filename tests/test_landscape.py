@@ -6,7 +6,6 @@ from minires.backends import use_backend
 from minires.errors import UserError
 from minires.layer import Sequential
 from minires.layers import BatchNorm2d, Conv2d, GlobalAvgPool2d, Linear, ReLU
-from minires.layers.fused import fuse
 from minires.losses import CrossEntropyLoss
 from minires.models import build_model
 from minires.study.gradcheck import randomise_parameters
@@ -22,7 +21,7 @@ def reference_kernels():
 
 @pytest.fixture
 def model(rng):
-    return fuse(randomise_parameters(build_model("resnet20", rng=rng), rng))
+    return randomise_parameters(build_model("resnet20", rng=rng), rng)
 
 
 @pytest.fixture

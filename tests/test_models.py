@@ -5,10 +5,8 @@ import pytest
 from minires.errors import UserError
 from minires.layer import inference_mode
 from minires.layers import Conv2d
-from minires.layers.fused import fuse
 from minires.models import MODELS, build_model, depth_of
 from minires.models.resnet import CIFAR_DEPTHS, IMAGENET_LAYOUTS
-from minires.study import randomise_parameters
 
 SIZES = {"resnet20": 269_722, "resnet32": 464_154, "resnet44": 658_586, "resnet56": 853_018, "resnet110": 1_727_962,
          "resnet18": 11_689_512, "resnet34": 21_797_672, "resnet50": 25_557_032}
@@ -82,44 +80,6 @@ def test_output_shape(name, stem, size, channels, backend, rng):
     with inference_mode():
         y = network.forward(np.ones((2, *size, channels), np.float32))
     assert y.shape == (2, 7) and np.isfinite(y).all()
-
-
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize(("name", "shortcut"), [("resnet20", "A"), ("resnet20", "B"), ("plain20", None)])
-def test_fused_and_plain_are_one_function(name, shortcut, training, backend, rng):
-    """y, dx, every gradient and every running statistic, with gradients that were there before."""
-    plain = randomise_parameters(build_model(name, shortcut=shortcut), rng).astype(np.float64).train(training)
-    fused = fuse(build_model(name, shortcut=shortcut)).astype(np.float64).train(training)
-    fused.load_state_dict(plain.state_dict())
-    x, dy = rng.standard_normal((3, 11, 12, 3)), rng.standard_normal((3, 10))
-    with inference_mode():
-        np.testing.assert_allclose(fused.forward(x), plain.forward(x), rtol=1e-9, atol=1e-10)
-    for _ in range(2):
-        np.testing.assert_allclose(fused.forward(x), plain.forward(x), rtol=1e-9, atol=1e-10)
-        expected = plain.backward(dy)
-        np.testing.assert_allclose(fused.backward(dy), expected, rtol=0, atol=1e-9 * np.abs(expected).max())
-    for (key, one), (_, other) in zip(plain.named_parameters(), fused.named_parameters(), strict=True):
-        np.testing.assert_allclose(other.grad, one.grad, rtol=0, atol=1e-9 * np.abs(one.grad).max(), err_msg=key)
-    for key, array in plain.state_dict().items():
-        np.testing.assert_allclose(fused.state_dict()[key], array, rtol=1e-10, atol=1e-12, err_msg=key)
-    assert fuse(fused, False).forward(x) == pytest.approx(plain.forward(x), rel=1e-12)
-
-
-@pytest.mark.parametrize("fused", [True, False])
-def test_the_input_gradient_may_be_left_out(fused, backend, rng):
-    """Training does not read dL/dx of the images; the parameters' gradients stay what they are."""
-    network, x, dy = fuse(build_model("resnet20", rng=rng), fused), *rng.standard_normal((2, 2, 8, 8, 3)).astype(np.float32)
-    dy = dy[:, 0, 0].repeat(4, 1)[:, :10]
-    grads = []
-    for wanted in (True, False):
-        network.input_gradient = wanted
-        network.zero_grad()
-        network.forward(x)
-        assert (network.backward(dy) is not None) == wanted
-        grads.append([p.grad.copy() for p in network.parameters()])
-    for one, other in zip(*grads, strict=True):
-        np.testing.assert_allclose(other, one, rtol=0, atol=1e-5 * np.abs(one).max())
-        assert one.any()
 
 
 @pytest.mark.parametrize(("arguments", "reason"), [

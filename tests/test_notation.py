@@ -13,7 +13,7 @@ from minires.layers import BatchNorm2d
 PACKAGE = Path(minires.__file__).parent
 DERIVATIONS = [PACKAGE / "layer.py", PACKAGE / "losses.py", PACKAGE / "study" / "hessian.py",
                PACKAGE / "study" / "forward_mode" / "rules.py",
-               *(path for path in (PACKAGE / "layers").glob("*.py") if path.stem != "fused"),
+               *(PACKAGE / "layers").glob("*.py"),
                *(PACKAGE.parent / "examples").glob("*.ipynb")]
 # A prime or a d(...) for a small change. relu'(.) and f' are slopes, and d(conv1.weight) in an exercise is a gradient.
 OTHER_NOTATION = re.compile(r"\b(d?x|d?y|v|w|c|q|p|s|P|x_hat|mean|var|loss|d?weight|d?bias)'(?![\w'\"])"

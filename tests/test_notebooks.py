@@ -73,7 +73,7 @@ def assert_same(stored, new):
 def test_all_derivations_are_there():
     assert [path.stem for path in NOTEBOOKS] == [
         "01_convolution", "02_batchnorm", "03_softmax_cross_entropy", "04_pooling", "05_residual_block", "06_whole_resnet",
-        "07_winograd_and_fusion"]
+        "07_winograd_and_fusion", "08_plan"]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

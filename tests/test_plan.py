@@ -294,7 +294,8 @@ def test_values_that_live_at_once_never_share_memory():
         for index, first in enumerate(placed):
             for second in placed[index + 1:]:
                 apart = lives[first][1] < lives[second][0] or lives[second][1] < lives[first][0]
-                clear = (offsets[first] + first.nbytes <= offsets[second] or offsets[second] + second.nbytes <= offsets[first])
+                clear = (offsets[first] + first.nbytes <= offsets[second]
+                         or offsets[second] + second.nbytes <= offsets[first])
                 assert apart or clear, (name, first, second)
 
 

@@ -6,7 +6,6 @@ from minires.backends import use_backend
 from minires.errors import UserError
 from minires.layer import Sequential
 from minires.layers import Conv2d, GlobalAvgPool2d, Linear, ReLU
-from minires.layers.fused import fuse
 from minires.models import build_model
 from minires.study import seeing
 from minires.study.gradcheck import distinct_nonzero, randomise_parameters
@@ -20,8 +19,8 @@ def reference_kernels():
 
 
 def tiny(rng):
-    """resnet20 in float64 with random weights and statistics, in training mode and fused as a run's checkpoint is."""
-    return fuse(randomise_parameters(build_model("resnet20", rng=rng).astype(np.float64), rng))
+    """resnet20 in float64 with random weights and statistics, in training mode."""
+    return randomise_parameters(build_model("resnet20", rng=rng).astype(np.float64), rng)
 
 
 def state_of(model):
@@ -76,7 +75,6 @@ def test_grad_cam_sees_each_image_alone(rng):
 
 def test_input_gradient_is_the_numerical_one(rng):
     model, x = tiny(rng), distinct_nonzero((2, 8, 8, 3), rng)
-    model.input_gradient = False  # as a Trainer leaves it
     target = np.array([3, 7])
     dx = seeing.input_gradient(model, x, target)
     model.eval()
@@ -99,8 +97,8 @@ def test_saliency_and_contribution():
 
 def test_feature_maps_are_the_layers_outputs(rng):
     model, x = tiny(rng), rng.standard_normal((2, 8, 8, 3))
-    fuse(model.eval(), False)
-    wanted = model.relu.forward(model.branch_forward(x))
+    model.eval()
+    wanted = model.relu.forward(model.bn1.forward(model.conv1.forward(x)))
     np.testing.assert_array_equal(seeing.feature_maps(model, x, "relu"), wanted)
     np.testing.assert_array_equal(seeing.feature_maps(model, x, "layer1"), model.layer1.forward(wanted))
 
@@ -108,7 +106,6 @@ def test_feature_maps_are_the_layers_outputs(rng):
 @pytest.mark.parametrize("training", [True, False])
 def test_nothing_is_left_behind(rng, training):
     model, x = tiny(rng).train(training), rng.standard_normal((2, 8, 8, 3))
-    model.input_gradient = False
     for parameter in model.parameters():
         parameter.grad[...] = rng.standard_normal(parameter.grad.shape)
     before = state_of(model)

@@ -7,7 +7,7 @@ import pytest
 from minires.backends import use_backend
 from minires.errors import UserError
 from minires.layer import inference_mode, listening
-from minires.layers import BasicBlock, Bottleneck, Conv2d, GlobalAvgPool2d, Linear, MaxPool2d, PlainBlock, ReLU, fused
+from minires.layers import BasicBlock, BatchNorm2d, Bottleneck, Conv2d, GlobalAvgPool2d, Linear, MaxPool2d, PlainBlock, ReLU
 from minires.losses import CrossEntropyLoss
 from minires.models import build_model
 from minires.models.resnet import _ResNet
@@ -26,8 +26,7 @@ class Small(_ResNet):
 
     def __init__(self, block, shortcut, rng, pooled=False):
         self._width = 4
-        self._add_units(Conv2d(3, 4, 3, 1, 1, bias=False, rng=rng))
-        self.relu = ReLU()
+        self.conv1, self.bn1, self.relu = Conv2d(3, 4, 3, 1, 1, bias=False, rng=rng), BatchNorm2d(4), ReLU()
         if pooled:
             self.maxpool = MaxPool2d(3, 2, 1)
         self.layer1 = self._stage(block, 4, 2, 1, shortcut, rng)
@@ -59,11 +58,9 @@ def loss_gradient(network, batch):
     return value, loss.backward()
 
 
-def from_body(network, y):
-    """The logits from the stem's output."""
-    for _, layer in body(network):
-        y = layer.forward(y)
-    return y
+def from_stem(network, x):
+    """The stem's output."""
+    return network.relu.forward(network.bn1.forward(network.conv1.forward(x)))
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -98,7 +95,7 @@ def test_the_whole_is_the_derivative_of_the_loss(batch, rng):
     network = small("projection B", rng, pooled=True)
     _, paths, whole, _ = measured(network, batch)
     with use_backend("reference"):
-        start = network.maxpool.forward(network.relu.forward(network.branch_forward(batch[0])))
+        start = network.maxpool.forward(from_stem(network, batch[0]))
     direction = rng.standard_normal(start.shape)
 
     def loss(y):
@@ -116,7 +113,6 @@ def test_paths_are_the_coefficients_of_the_polynomial_in_the_branches(kind, batc
     """Scale every branch's backward by t: the gradient at the stem's output becomes sum_k t^k G_k."""
     network = small(kind, rng)
     *_, by_length = measured(network, batch)
-    fused.fuse(network, False)
     for t in (0.0, 0.5, 1.0, -2.0):
         _, dy = loss_gradient(network, batch)
         for _, layer in reversed(body(network)):
@@ -133,7 +129,6 @@ def test_paths_are_the_coefficients_of_the_polynomial_in_the_branches(kind, batc
 def test_the_path_without_branches_is_the_product_of_shortcuts(kind, batch, rng):
     network = small(kind, rng)
     *_, by_length = measured(network, batch)
-    fused.fuse(network, False)
     _, dy = loss_gradient(network, batch)
     for _, layer in reversed(body(network)):
         dy = layer.shortcut.backward(layer.relu.backward(dy)) if hasattr(layer, "shortcut") else layer.backward(dy)
@@ -166,10 +161,8 @@ def test_norms_of_weights_are_those_of_a_training_step(batch, rng):
 
 @pytest.mark.parametrize(("kind", "part"), [(kind, part) for kind in KINDS for part in ("branch", "shortcut")
                                             if (kind, part) != ("plain", "shortcut")])
-@pytest.mark.parametrize("fuse", [True, False])
-def test_a_block_with_a_lesion_is_what_it_says_and_its_backward_the_derivative(kind, part, fuse, rng):
-    network = fused.fuse(small(kind, rng), fuse)
-    block = network.layer2[0]
+def test_a_block_with_a_lesion_is_what_it_says_and_its_backward_the_derivative(kind, part, rng):
+    block = small(kind, rng).layer2[0]
     x = distinct_nonzero((2, 4, 4, 4 * type(block).expansion), rng)
     before, parameters = block.forward(x), block.state_dict()
     block.forget()
@@ -191,7 +184,7 @@ def test_a_block_with_a_lesion_is_what_it_says_and_its_backward_the_derivative(k
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("kind", ["projection B", "plain"])
 def test_the_lesion_study_is_the_loss_with_each_cut(kind, training, batch, rng):
-    network = fused.fuse(small(kind, rng, training))
+    network = small(kind, rng, training)
     state = network.state_dict()
     study = lesion_study(network, *batch)
     for name, array in network.state_dict().items():
@@ -246,7 +239,7 @@ def test_what_is_observed_is_what_the_layers_put_out(kind, batch, rng):
     found = {layer.layer: layer for layer in layers}
     assert list(found)[:4] == ["conv1", "bn1", "relu", "layer1.0.conv1"] and list(found)[-1] == "fc"
     assert found["layer1.1.relu1"].dead == 0.75
-    x = network.layer1[0].forward(network.relu.forward(network.branch_forward(batch[0])))
+    x = network.layer1[0].forward(from_stem(network, batch[0]))
     block = network.layer1[1]
     F, y = block.branch_forward(x), block.forward(x)
     output = found["layer1.1.relu"]
@@ -282,7 +275,7 @@ def test_the_twin_of_bottlenecks_is_plain_too(batch, rng):
     network = small("bottleneck B", rng)
     twin = plain_twin(network)
     logits = twin.forward(batch[0])
-    y = network.relu.forward(network.branch_forward(batch[0]))
+    y = from_stem(network, batch[0])
     for _, layer in body(network):
         y = layer.relu.forward(layer.branch_forward(y)) if hasattr(layer, "shortcut") else layer.forward(y)
     np.testing.assert_allclose(logits, y, atol=1e-12)

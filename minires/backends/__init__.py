@@ -56,6 +56,11 @@ def use_backend(name):
         _host_backend.reset(token)
 
 
+def host_backend():
+    """The name of the back end that computes NumPy arrays here."""
+    return _host_backend.get()
+
+
 def set_num_threads(count):
     """Use `count` CPU threads in the Numba kernels, 1 <= count <= the cores of this process.
 

@@ -188,6 +188,10 @@ RULES = {
 # The places of the arguments that an operator changes.
 WRITES = {"add_into": (0,), "zero": (0,), "update_running": (0, 1), "batchnorm_coefficients": (6,),
           "conv2d_unit_gradient": (11,)}
+# Operators whose first result may lie where one of these arguments lay: each element, or in a convolution's gradient each
+# feature map, is read before it is written.
+IN_PLACE = {"conv2d_unit_gradient": (8, 0, 1), "add_relu_gradient": (0,), "normalise_add_relu": (2, 0), "add": (0, 1),
+            "relu_forward": (0,), "relu_backward": (0,), "normalise": (0,), "normalise_gradient": (0,)}
 
 
 class Tracer:

@@ -10,7 +10,7 @@ from minires.errors import UserError
 
 def diff(
     context: typer.Context,
-    a: Annotated[str, typer.Argument(help="cpu, reference, fused, reference:fused, cpu:direct, cpu:winograd2, "
+    a: Annotated[str, typer.Argument(help="cpu, reference, planned, reference:planned, cpu:direct, cpu:winograd2, "
                                           "cpu:winograd4, torch, or a run's folder.")],
     b: Annotated[str, typer.Argument(help="Likewise.")],
     model: Annotated[str, typer.Option(help="The network to train; this and the next four are not for runs.")] = "resnet20",
@@ -24,6 +24,8 @@ def diff(
     out: Annotated[Path | None, typer.Option(help="A picture of the growth, by step and layer.", show_default=False)] = None,
 ):
     """Find the first step, layer and tensor in which two back ends, engines or saved runs part.
+
+    What is planned (minires.compile) has no layers' outputs: loss, logits, gradients and updated weights are compared.
 
     Exit code 0: equal within the tolerance; 1: they part; 2: wrong input.
     """

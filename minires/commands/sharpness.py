@@ -19,13 +19,12 @@ def sharpness(
     out: Annotated[Path, typer.Option(help="The picture.")] = Path("sharpness.png"),
 ):
     """Train by gradient descent and watch the loss's largest Hessian eigenvalue rise to 2 / learning rate."""
-    from minires.layers.fused import fuse
     from minires.plots.certificate import draw_sharpness
     from minires.study.sharpness import sharpness_along_training, small_batch, small_network
 
     use_threads(threads)
     require_picture(out)
-    network = fuse(small_network(depth, plain, seed))
+    network = small_network(depth, plain, seed)
     x, target = small_batch(images, seed)
     name = f"{'plain' if plain else 'resnet'}{depth}"
     rows = []

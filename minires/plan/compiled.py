@@ -16,6 +16,7 @@ import numpy as np
 from minires.backends import device_of, ops_for
 from minires.layer import Parameter, changes, in_inference_mode, inference_cache, inference_mode, is_watched, zero_gradients
 from minires.plan.memory import Memory, recompute
+from minires.plan.program import Program
 from minires.plan.report import Plan
 from minires.plan.rewrites import EVALUATION, TRAINING, normalise_where_read
 from minires.plan.run import Runner
@@ -74,15 +75,13 @@ class _Compiled:
 
 def planned(program, rewrites):
     """The Plan of a traced program."""
-    program.drop_unread()
-    for rewrite in rewrites:
-        rewrite(program)
-    if rewrites is EVALUATION:
-        program.part_constant()
-    program.drop_unread()
-    recompute(program)
-    normalise_where_read(program)  # what is made again for a single reader
-    return Plan(program, Memory(program))
+    stages = [("traced", tuple(program.steps))]
+    constant = [Program.part_constant] if rewrites is EVALUATION else []
+    once_more = [change for change in rewrites if change is normalise_where_read]  # of what is made again for one reader
+    for change in (Program.drop_unread, *rewrites, *constant, Program.drop_unread, recompute, *once_more):
+        change(program)
+        stages.append((change.__name__, tuple(program.steps)))
+    return Plan(program, Memory(program), stages)
 
 
 class _Planned:
@@ -113,8 +112,8 @@ class TrainingStep(_Compiled):
     x: (N, H, W, C), target: as the loss takes it. On a GPU the loss is an array of the device, read when it is needed.
     """
 
-    def __init__(self, model, loss, input_gradient=False):
-        super().__init__(model, loss, TRAINING)
+    def __init__(self, model, loss, input_gradient=False, rewrites=TRAINING):
+        super().__init__(model, loss, rewrites)
         self._input_gradient = input_gradient
 
     def __call__(self, x, target):

@@ -7,18 +7,12 @@ checkpointing: Chen et al. 2016, https://arxiv.org/abs/1604.06174), if that lowe
 """
 from dataclasses import replace
 
-from minires.backends.trace import Array
+from minires.backends.trace import IN_PLACE, Array
 from minires.plan.program import like, root
 
 ALIGNMENT = 64  # bytes: a cache line
 SMALLEST = 1 << 14  # bytes; smaller values are left to the back end
 FEW_CHANNELS = 4  # of a convolution that is soon done again: a network's first
-
-
-# Operators whose first result may lie where one of these arguments lay: each element, or in a convolution's gradient each
-# feature map, is read before it is written.
-IN_PLACE = {"conv2d_unit_gradient": (8, 0, 1), "add_relu_gradient": (0,), "normalise_add_relu": (2, 0), "add": (0, 1),
-            "relu_forward": (0,), "relu_backward": (0,), "normalise": (0,), "normalise_gradient": (0,)}
 
 
 class Memory:

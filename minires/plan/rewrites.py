@@ -177,6 +177,8 @@ def accumulate_where_made(program):
             continue
         now = latest.get(maker, maker)
         index = next(i for i, result in enumerate(now.results) if result is value)
+        if index not in ((1,) if _is(maker, "conv2d_unit_gradient") else (3, 4)):  # dx, say, of which a parameter is a part
+            continue
         add_to = total if _is(maker, "conv2d_unit_gradient") else tuple(
             total if index - 3 == i else old for i, old in enumerate(now.arguments[6]))
         latest[maker] = _with(now, {11 if _is(maker, "conv2d_unit_gradient") else 6: add_to}, {index: None})
@@ -217,8 +219,8 @@ def mask_into_gradient(program):
 def normalise_where_read(program):
     """y = normalise_add_relu(z, ..., None)  ->  whoever reads y reads z and forms it again, if all of its readers can.
 
-    Those are conv2d_moments, add_relu_gradient and conv2d_unit_gradient, where a prologue takes the place of `front`. y with a
-    residual is formed so by a gradient that is its only reader.
+    Those are conv2d_moments, add_relu_gradient and conv2d_unit_gradient, whose `front` then is the prologue. A residual is
+    added there by a gradient that is the only reader of y.
     """
     readers, changes = program.readers(), {}
     for step in program.steps:

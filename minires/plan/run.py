@@ -52,7 +52,7 @@ class Runner:
         last = {root(array): index for index, step in enumerate(self._steps) for array in [*step.reads(), *step.results]
                 if array is not None}
         kept = {*self._values, *map(root, self._program.outputs)}
-        with launches.noting():
+        with launches.noting([(step.operator, step.arguments) for step in self._steps], len(inputs[0])):
             for index, step in enumerate(self._steps):
                 launches.expect([(array.nbytes, offsets[array]) for array in step.results if array in offsets])
                 for array, value in zip(step.results, self._compute(step, by), strict=True):
@@ -83,4 +83,5 @@ class Runner:
 
 def _unnoted(slab_bytes):
     """In the place of `Launches` for a back end that notes nothing (the reference): every run is a first one."""
-    return SimpleNamespace(usable=False, noting=nullcontext, expect=lambda offsets: None, lies_well=lambda *_: True)
+    return SimpleNamespace(usable=False, noting=lambda *_: nullcontext(), expect=lambda offsets: None,
+                           lies_well=lambda *_: True)

@@ -5,20 +5,20 @@ import numpy as np
 
 from minires.backends import use_backend
 from minires.errors import UserError
-from minires.layers.fused import fuse
 from minires.models import MODELS, build_model, depth_of
 from minires.models.resnet import CIFAR_DEPTHS
 from minires.study.forward_mode import adjoint_errors, step_curve
 from minires.study.forward_mode.adjoint import TOLERANCE as ADJOINT_TOLERANCE
 from minires.study.gradcheck import distinct_nonzero, measure_gradients, randomise_parameters
-from minires.study.subjects import LAYERS, LOSSES
+from minires.study.planned import Planned
+from minires.study.subjects import LAYERS, LOSSES, PLANNED
 
 OPERATOR_TOLERANCE = 1e-6
 NETWORK_TOLERANCE = 1e-5
 NETWORK_INPUT = (2, 8, 8, 3)  # 2 x 2 pixels in the last stage: every border, and 8 values per channel for its statistics
 LARGE_INPUT = (2, 16, 16, 3)  # the same for the ImageNet family, which halves the image once more
 NETWORK_COMPLETE, NETWORK_SAMPLE = 64, 16
-FUSED_SAMPLE = 6  # the same function, which a test holds equal to the other; here each tensor's slope once more
+PLANNED_SAMPLE = 6  # the same function, which a test holds equal to the other; here each tensor's slope once more
 # Rounding grows with depth where nothing is added back: resnet110 stays at 4e-14, plain110 is at 8e-9, resnet50 at 1e-12.
 DEEP_ADJOINT_TOLERANCE = 1e-7
 STEP_CURVES = ("Conv2d", "BatchNorm2d", "CrossEntropyLoss", "BasicBlock")  # shown when no target is named
@@ -60,7 +60,7 @@ def certificate(target=None, backends=("reference", "cpu"), rng=None, progress=N
     """Check what `target` names and return the Certificate; a gradient that fails is a row, not an exception.
 
     target: None for everything with a whole resnet20; "layers" for all layers, blocks and losses; the name of a layer or
-    loss class; or a model, checked whole, plain and fused, after the layers it is made of.
+    loss class; or a model, checked whole, layer by layer and planned, after the layers it is made of.
     rng: draws inputs, weights and samples (seed 0 when None), the same for each back end.
     progress(done, total, subject) is called after each tensor. adjoint: hold each tensor against forward mode too, to
     1e-12, and 1e-7 for a plain or an ImageNet network.
@@ -111,7 +111,7 @@ def step_curves(target=None, rng=None):
     if target in (None, "layers"):
         chosen = STEP_CURVES
     else:
-        chosen = [target] if target in MODELS else list(subjects)
+        chosen = [target] if target in MODELS else [name for name in subjects if name not in PLANNED]  # y is no plan's
     seed, curves = int((np.random.default_rng(0) if rng is None else rng).integers(2**31)), {}
     with use_backend("reference"):
         for index, name in enumerate(chosen):
@@ -122,7 +122,7 @@ def step_curves(target=None, rng=None):
 
 def _subjects(target):
     """{name: (make, shape of x, tolerance, tolerance of adjoints, options)} of what `target` names."""
-    tables = {**LAYERS, **LOSSES}
+    tables = {**LAYERS, **PLANNED, **LOSSES}
     operators = {name: (*row, OPERATOR_TOLERANCE, ADJOINT_TOLERANCE, {}) for name, row in tables.items()}
     classes = list(dict.fromkeys(name.split()[0] for name in tables))
     if target == "layers":
@@ -133,13 +133,13 @@ def _subjects(target):
         raise UserError(f"unknown target {target!r}: choose layers, one of {', '.join(classes)}, "
                         f"or a model: {', '.join(MODELS)}")
     model = target or "resnet20"
-    options, sampled = {"complete": NETWORK_COMPLETE, "sample": NETWORK_SAMPLE}, {"complete": 0, "sample": FUSED_SAMPLE}
+    options, sampled = {"complete": NETWORK_COMPLETE, "sample": NETWORK_SAMPLE}, {"complete": 0, "sample": PLANNED_SAMPLE}
     cifar = depth_of(model) in CIFAR_DEPTHS
     strict = ADJOINT_TOLERANCE if cifar and model.startswith("resnet") else DEEP_ADJOINT_TOLERANCE
     row = (NETWORK_INPUT if cifar else LARGE_INPUT, NETWORK_TOLERANCE, strict)
     network = {
         model: (lambda rng: build_model(model, rng=rng), *row, options),
-        f"{model} fused": (lambda rng: fuse(build_model(model, rng=rng)), *row, sampled),
+        f"{model} planned": (lambda rng: Planned(build_model(model, rng=rng)), *row, sampled),
     }
     if target is None:
         return operators | network

@@ -1,7 +1,9 @@
 """The first tensor in which two ways to train one network part, in units of the last place.
 
 A *side* trains: `side.step(x, target)` makes one step and returns its trace, {Key: array} in the order of computing:
-the output of each layer, then backwards each layer's parameter gradients and dx, then weights and running statistics.
+the output of each layer and the loss, then backwards each layer's parameter gradients and dx, then weights and running
+statistics. A plan forms few of the outputs and dx as the layers have them: a planned side shows the logits, the loss and the
+parameters' gradients instead.
 """
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -11,10 +13,11 @@ import numpy as np
 
 from minires.backends import HOST_BACKENDS, use_backend
 from minires.errors import UserError
-from minires.layers.fused import fuse
+from minires.layer import Parameter
 from minires.losses import CrossEntropyLoss
 from minires.models import build_model
 from minires.optim import SGD
+from minires.plan import compile
 from minires.study.taps import tapped
 
 OPTIMISER = {"lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4, "nesterov": True}
@@ -31,6 +34,9 @@ class Key(NamedTuple):
 
     def __str__(self):
         return f"{self.layer or 'network'}.{self.tensor}" if self.phase in PHASES else self.tensor
+
+
+LOSS = Key("forward", "loss", "value")
 
 
 def ulp_distance(a, b):
@@ -142,31 +148,51 @@ class MiniresSide:
 
     def step(self, x, target):
         """Train one step on x: (N, H, W, C), target: (N,); returns (loss, trace)."""
-        trace, names, seen = {}, dict(self.model.named_parameters()), set()
+        self.model.train()
+        with ExitStack() as stack:
+            for context in self.contexts:
+                stack.enter_context(context())
+            loss, trace = self._computed(x, target)
+            self.optimiser.step()
+        for key, array in self.model.state_dict().items():
+            trace[Key("update", *split_name(key))] = array
+        return loss, trace
+
+    def _computed(self, x, target):
+        """(loss, trace) of forward and backward."""
+        trace = {}
 
         def on_forward(name, _, y):
             trace[Key("forward", name, "y")] = y.copy()
 
         def on_backward(name, layer, dy, dx):
-            if getattr(layer, "fused", False) or not list(layer.named_children()):  # its gradients are complete now
-                for key in [key for key in names if key not in seen and key.startswith(f"{name}." if name else "")]:
-                    seen.add(key)
-                    owner, tensor = split_name(key)
-                    trace[Key("backward", owner, f"{tensor}.grad")] = names[key].grad.copy()
-            if dx is not None:
-                trace[Key("backward", name, "dx")] = dx.copy()
+            for tensor, parameter in vars(layer).items():
+                if isinstance(parameter, Parameter):
+                    trace[Key("backward", name, f"{tensor}.grad")] = parameter.grad.copy()
+            trace[Key("backward", name, "dx")] = dx.copy()
 
-        with ExitStack() as stack:
-            for context in self.contexts:
-                stack.enter_context(context())
-            self.optimiser.zero_grad()
-            with tapped(self.model, on_forward, on_backward):
-                loss = self.loss.forward(self.model.train().forward(x), target)
-                self.model.backward(self.loss.backward())
-            self.optimiser.step()
-        for key, array in self.model.state_dict().items():
-            trace[Key("update", *split_name(key))] = array
-        return loss, trace
+        self.optimiser.zero_grad()
+        with tapped(self.model, on_forward, on_backward):
+            value = self.loss.forward(self.model.forward(x), target)
+            trace[LOSS] = np.array([value], x.dtype)
+            self.model.backward(self.loss.backward())
+        return value, trace
+
+
+class PlannedSide(MiniresSide):
+    """A network that is trained as `minires.compile` plans it. See MiniresSide."""
+
+    def __init__(self, model, contexts=()):
+        super().__init__(model, contexts)
+        self._step = compile(model, self.loss)
+
+    def _computed(self, x, target):
+        value, y = self._step(x, target)
+        trace = {Key("forward", "", "y"): y, LOSS: np.array([value], x.dtype)}
+        for name, parameter in reversed(list(self.model.named_parameters())):
+            owner, tensor = split_name(name)
+            trace[Key("backward", owner, f"{tensor}.grad")] = parameter.grad.copy()
+        return value, trace
 
 
 def split_name(name):
@@ -178,23 +204,22 @@ def split_name(name):
 def make_side(name, model, seed=0, dtype=np.float32):
     """The MiniresSide called `name`, with the network `model` drawn from `seed`.
 
-    name: parts joined by ":"; a back end (reference or cpu, the default), fused, and for cpu the convolution: direct,
-    winograd2 or winograd4. So reference, cpu:direct, fused, reference:fused. UserError for any other.
+    name: parts joined by ":"; a back end (reference or cpu, the default), planned, and for cpu the convolution: direct,
+    winograd2 or winograd4. So reference, cpu:direct, planned, reference:planned. UserError for any other.
     """
     parts = name.split(":")
     backend = parts.pop(0) if parts[0] in HOST_BACKENDS else "cpu"
-    fused = "fused" in parts
-    algorithms = [part for part in parts if part != "fused"]
+    algorithms = [part for part in parts if part != "planned"]
     contexts = [lambda: use_backend(backend)]
     if len(algorithms) > 1 or (algorithms and (backend != "cpu" or algorithms[0] not in _algorithms())):
         raise UserError(f"{name!r} is no side to compare: expected a run's folder, torch, or a back end such as cpu, "
-                        "reference, fused, cpu:direct, cpu:winograd2, cpu:winograd4, reference:fused")
+                        "reference, planned, cpu:direct, cpu:winograd2, cpu:winograd4, reference:planned")
     if algorithms:
         from minires.backends.cpu.algorithm import use_convolution
 
         contexts.append(lambda: use_convolution(algorithms[0]))
     network = build_model(model, rng=np.random.default_rng(seed)).astype(dtype)
-    return MiniresSide(fuse(network, fused), contexts)
+    return (PlannedSide if "planned" in parts else MiniresSide)(network, contexts)
 
 
 def _algorithms():
@@ -214,7 +239,7 @@ def random_batch(batch_size, seed=0, dtype=np.float32, size=32, classes=10):
 def compare_sides(a, b, x, target, steps, progress=lambda done: None):
     """Train both sides `steps` steps on one batch, each with its own weights, and return the Divergence.
 
-    x: (N, H, W, C); target: (N,). Tensors that only one side shows (a fused block hides its inside) are left out.
+    x: (N, H, W, C); target: (N,). Tensors that only one side shows are left out (a plan has no layers' outputs).
     """
     if steps < 1:
         raise UserError(f"steps {steps} is too small: expected 1 or more")

@@ -88,7 +88,7 @@ class LayerState:
     def restore(self):
         """Put everything back as it was."""
         for part, name, value in self.buffers:
-            setattr(part, name, value.copy())
+            getattr(part, name)[...] = value  # in place: a plan relies on the arrays that it was made of
         for generator, state in self.generators:
             generator.bit_generator.state = state
 

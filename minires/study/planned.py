@@ -12,7 +12,7 @@ class Planned(Layer):
     """
 
     def __init__(self, inner):
-        self.inner, self._step = inner, compile(inner, _Given(), input_gradient=True)
+        self.inner, self._step = inner, compile(inner, Given(), input_gradient=True)
 
     def named_layers(self, prefix=""):
         """The inner layer's, by its own names."""
@@ -33,7 +33,7 @@ class Planned(Layer):
         return dx
 
 
-class _Given:
+class Given:
     """A loss whose gradient is given, in the place of the target."""
 
     def forward(self, y, target):

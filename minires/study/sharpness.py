@@ -15,6 +15,7 @@ from minires.data import Standardise, channel_statistics, make_shapes
 from minires.errors import UserError
 from minires.losses import CrossEntropyLoss
 from minires.models import CifarResNet
+from minires.plan import compile
 from minires.study.hessian import LossHessian, lanczos
 
 IMAGE_SIZE = 16  # pixels a side: a product costs a quarter of what it does at 32, and the shapes still differ
@@ -57,15 +58,14 @@ def sharpness_along_training(network, x, target, lr, steps, measurements, seed):
 
 
 def _follow(network, x, target, lr, steps, measurements, rng):
-    loss, hessian, vector = CrossEntropyLoss(), LossHessian(network, CrossEntropyLoss(), x, target), None
+    loss, vector = CrossEntropyLoss(), None
+    gradients, hessian = compile(network, loss), LossHessian(network, loss, x, target)
     chosen = {round(step) for step in np.linspace(0, steps, measurements)}
     for step in range(steps + 1):
         with np.errstate(over="ignore", invalid="ignore"):  # numbers that overflow show up in the loss
-            value = loss.forward(network.forward(x), target)
+            value, _ = gradients(x, target)
             if not math.isfinite(value):
                 raise UserError(f"the loss became {value} at step {step} with learning rate {lr:g}: choose a lower one")
-            network.zero_grad()
-            network.backward(loss.backward())
         if step in chosen:
             fresh = rng.standard_normal(hessian.size)
             start = fresh if vector is None else vector + FRESH * fresh / np.linalg.norm(fresh)

@@ -16,9 +16,9 @@ from minires.layers import (
     PlainBlock,
     ReLU,
 )
-from minires.layers.fused import fuse
 from minires.losses import CrossEntropyLoss, MSELoss
 from minires.study.gradcheck import LossLayer
+from minires.study.planned import Planned
 
 # name (its first word is the class): (layer from rng, shape of x)
 LAYERS = {
@@ -51,13 +51,17 @@ LAYERS = {
     "BasicBlock evaluation": (lambda rng: BasicBlock(3, 6, 2, "B", rng=rng).eval(), (2, 5, 4, 3)),
     "Bottleneck": (lambda rng: Bottleneck(4, 2, 2, rng=rng), (3, 5, 4, 4)),
     "Bottleneck identity": (lambda rng: Bottleneck(8, 2, rng=rng), (3, 3, 4, 8)),
-    "BasicBlock fused": (lambda rng: fuse(BasicBlock(8, 8, rng=rng)), (2, 3, 4, 8)),
-    "BasicBlock fused, shortcut A": (lambda rng: fuse(BasicBlock(8, 16, 2, "A", rng=rng)), (2, 5, 4, 8)),
-    "BasicBlock fused, odd channels": (lambda rng: fuse(BasicBlock(3, 5, 2, "B", rng=rng)), (3, 5, 4, 3)),
-    "BasicBlock fused, evaluation": (lambda rng: fuse(BasicBlock(8, 8, rng=rng)).eval(), (2, 3, 4, 8)),
-    "Bottleneck fused": (lambda rng: fuse(Bottleneck(8, 8, 2, rng=rng)), (2, 3, 4, 8)),
-    "PlainBlock fused": (lambda rng: fuse(PlainBlock(3, 8, rng=rng)), (2, 4, 3, 3)),
     "PlainBlock": (lambda rng: PlainBlock(3, 4, 2, rng=rng), (3, 5, 4, 3)),
+}
+
+# Blocks as a plan computes them, whose rewrites the layers alone never meet; the first word is the class inside.
+PLANNED = {
+    "BasicBlock planned": (lambda rng: Planned(BasicBlock(8, 8, rng=rng)), (2, 3, 4, 8)),
+    "BasicBlock planned, shortcut A": (lambda rng: Planned(BasicBlock(8, 16, 2, "A", rng=rng)), (2, 5, 4, 8)),
+    "BasicBlock planned, odd channels": (lambda rng: Planned(BasicBlock(3, 5, 2, "B", rng=rng)), (3, 5, 4, 3)),
+    "BasicBlock planned, evaluation": (lambda rng: Planned(BasicBlock(8, 8, rng=rng).eval()), (2, 3, 4, 8)),
+    "Bottleneck planned": (lambda rng: Planned(Bottleneck(8, 8, 2, rng=rng)), (2, 3, 4, 8)),
+    "PlainBlock planned": (lambda rng: Planned(PlainBlock(3, 8, rng=rng)), (2, 4, 3, 3)),
 }
 
 LOSSES = {

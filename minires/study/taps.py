@@ -6,14 +6,13 @@
 from contextlib import contextmanager
 
 from minires.layer import changed, listening
-from minires.layers.fused import fuse
 
 
 @contextmanager
 def left_as_found(model):
     """Inside, gradients start at zero; afterwards every layer has the attributes and gradients that it had before.
 
-    That covers modes, fusing, running statistics, what forward kept and taps; a weight changed in place it does not.
+    That covers modes, running statistics, what forward kept and taps; a weight changed in place it does not.
     """
     found = [(layer, {**vars(layer), **{name: getattr(layer, name).copy() for name in layer.buffers}})
              for _, layer in model.named_layers()]
@@ -33,19 +32,16 @@ def left_as_found(model):
 
 @contextmanager
 def opened(model):
-    """`left_as_found`, and inside: evaluation mode, each layer computed by itself, a gradient for the images too."""
+    """`left_as_found`, and inside: evaluation mode."""
     with left_as_found(model):
-        fuse(model.eval(), False)
-        for _, layer in model.named_layers():
-            if hasattr(layer, "input_gradient"):
-                layer.input_gradient = True
+        model.eval()
         yield
 
 
 @contextmanager
 def tapped(model, on_forward=None, on_backward=None):
     """Inside, on_forward(name, layer, y) is called after each layer's forward, on_backward(name, layer, dy, dx) after its
-    backward, for the model (named "") and all below it. Layers that a fused block passes over are not called."""
+    backward, for the model (named "") and all below it."""
     names = {layer: name for name, layer in model.named_layers()}
 
     def tell(layer, method, array, result):

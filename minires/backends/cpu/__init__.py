@@ -13,6 +13,7 @@ from minires.backends.cpu.environment import MOST_THREADS  # before anything tha
 from minires.backends.composed import digest, folded
 from minires.backends.cpu import jit, numba_private, threads
 from minires.backends.cpu.ahead import ahead
+from minires.backends.cpu.algorithm import kernel_name as kernel_name  # of no operator
 from minires.backends.cpu.conv import conv2d_forward, conv2d_input_gradient, conv2d_weight_gradient
 from minires.backends.cpu.elementwise import (
     adamw_update,

@@ -1,76 +1,153 @@
-"""The kernels of backward are compiled in a second process while forward compiles its own.
+"""The kernels of a program are compiled side by side, in processes, on a machine that has none of them yet.
 
-Numba compiles one function at a time in a process, and the first training step on a new machine meets a dozen kernels, one
-after another. So a process that has to compile something in its forward pass starts another (ahead_process.py) and tells it
-of each unit that goes forward. That one computes the gradients of such units, of one image, and with them come into Numba's
-cache on disk the kernels that this process will need. When backward begins it waits for the other to end, and loads them.
+Numba compiles one function at a time in a process, and a first training step meets two dozen kernels. But a plan knows all
+its operators before the first runs (minires.plan). So once a process begins to compile within `together`, it starts others,
+one for each further core, and gives them the list. This process goes through it from the first operator on, the others from
+the last, each computing an operator on one image of zeros; what they compile comes into the cache on disk. Whoever takes an
+operator first leaves a file that says so, and this process, where it finds one, waits until its kernel is there.
 
-Nothing that is computed comes from there. Should it fail, kernels are compiled where they are met.
+Nothing that is computed comes from there. Should a process fail, kernels are compiled where they are met.
 """
 import atexit
+import hashlib
+import importlib
 import json
 import os
 import subprocess
 import sys
+import tempfile
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
 
 from minires.backends.cpu import threads
 
-PATIENCE = 120  # seconds; nothing takes so long that should not be given up
+PATIENCE = 120  # seconds; no kernel takes so long that it should not be given up
+MOST_PROCESSES = 3  # beside this one: there are two dozen kernels, some of which take a fifth of the time
+LOOK = 0.005  # seconds between two looks for a kernel
 
 
 class Ahead:
-    """The second process, from the first forward pass to the first backward pass of this one."""
+    """The processes, while a program runs for the first time."""
 
-    def __init__(self, module="minires.backends.cpu.ahead_process"):
-        self._module, self._units, self._process, self._over = module, [], None, False
+    def __init__(self):
+        self._jobs, self._folder, self._processes = None, None, []
 
-    def expect(self, *unit):
-        """The gradients of a unit will be needed: shape of x, name of its dtype, shape of the weight, stride, padding."""
-        if not self._over and unit not in self._units:
-            self._units.append(unit)
-            if self._process:
-                self._tell(unit)
+    @contextmanager
+    def together(self, steps, images):
+        """Inside, the kernels of steps, (operator, arguments) each, are compiled side by side, if any must be.
+
+        images: the length of the batch, in whose place they are compiled for one image.
+        """
+        self._jobs = [_described(step, images) for step in steps]
+        try:
+            yield
+        finally:
+            self._jobs = None
+            self.end()
 
     def compiling(self):
-        """A kernel is being compiled in this process: forward's, if units are expected. With one thread no core is idle."""
-        if sys.executable and not self._over and self._process is None and threads.pool.threads > 1:
-            for unit in self._units:
-                self._tell(unit)
+        """A kernel is being compiled in this process. With one thread no core is idle."""
+        if self._jobs and sys.executable and self._folder is None and threads.pool.threads > 1:
+            self._folder = tempfile.TemporaryDirectory(prefix="minires-kernels-", ignore_cleanup_errors=True)
+            jobs = json.dumps([str(self._folder.name), list(dict.fromkeys(job for job in self._jobs if job))])
+            # One thread each, which also keeps them from starting more.
+            environment = {**os.environ, "NUMBA_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+            atexit.register(self.end)
+            for _ in range(min(threads.pool.threads - 1, MOST_PROCESSES)):
+                try:
+                    process = subprocess.Popen([sys.executable, "-m", __name__], env=environment, text=True,
+                                               stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+                    self._processes.append(process)
+                    process.stdin.write(jobs)
+                    process.stdin.close()
+                except OSError:  # it could not be started, or is gone
+                    break
 
-    def wait(self):
-        """Until the second process, if there is one, has left its kernels in the cache."""
-        if self._over:
+    def begin(self, index):
+        """This process comes to a step of the program: it takes it, or waits for who did."""
+        if self._folder is None or not self._jobs or not self._jobs[index]:
             return
-        self._over = True
-        if self._process:
-            try:
-                self._process.communicate(timeout=PATIENCE)  # closes its input: no more units
-            except (OSError, subprocess.TimeoutExpired):
-                self.end()
+        claimed = Path(self._folder.name, _name(self._jobs[index]))
+        if _claim(claimed):
+            claimed.with_suffix(".done").touch()  # met again, it is there
+            return
+        end = time.monotonic() + PATIENCE
+        while not claimed.with_suffix(".done").exists() and time.monotonic() < end and (
+                any(process.poll() is None for process in self._processes)):
+            time.sleep(LOOK)
 
     def end(self):
-        """Stop the second process, wherever it is."""
-        self._over = True
-        if self._process and self._process.poll() is None:
-            self._process.kill()
-            self._process.communicate()
+        """Stop the processes, wherever they are."""
+        for process in self._processes:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+        if self._folder is not None:
+            self._folder.cleanup()
+        self._processes, self._folder = [], None
 
-    def _tell(self, unit):
-        if self._over:  # it failed with the unit before
-            return
-        try:
-            self._process = self._process or self._start()
-            self._process.stdin.write(json.dumps(unit) + "\n")
-            self._process.stdin.flush()
-        except OSError:  # it could not be started, or is gone
-            self._over = True
 
-    def _start(self):
-        # One thread of its own, which also keeps it from starting a third process.
-        environment = {**os.environ, "NUMBA_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-        atexit.register(self.end)
-        return subprocess.Popen([sys.executable, "-m", self._module], env=environment, text=True, stdin=subprocess.PIPE,
-                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def _name(job):
+    return hashlib.blake2b(job.encode(), digest_size=16).hexdigest() + ".claimed"
+
+
+def _claim(path):
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return False
+    return True
+
+
+def _described(step, images):
+    """An operator and its arguments as JSON, for one image; None where an argument is no array and no number."""
+    def told(value):
+        if hasattr(value, "dtype") and hasattr(value, "shape"):
+            batch = not isinstance(value, np.ndarray) and value.shape[:1] == (images,)  # a value of the program
+            return {"shape": (1, *value.shape[1:]) if batch else value.shape, "dtype": str(value.dtype)}
+        if isinstance(value, tuple | list):
+            if len(value) == 4 and all(isinstance(size, int) for size in value) and value[0] == images:
+                value = (1, *value[1:])  # the shape of a batch
+            return [told(part) for part in value]
+        if value is None or isinstance(value, bool | int | float):
+            return value
+        raise TypeError
+
+    operator, arguments = step
+    try:
+        return json.dumps([operator, told(arguments)])
+    except TypeError:
+        return None
+
+
+def _compute(job):
+    """Run an operator on zeros."""
+    def made(value):
+        if isinstance(value, dict):
+            return np.zeros(value["shape"], value["dtype"])
+        return tuple(map(made, value)) if isinstance(value, list) else value
+
+    operator, arguments = json.loads(job)
+    with np.errstate(all="ignore"):
+        getattr(importlib.import_module("minires.backends.cpu"), operator)(*made(arguments))
+
+
+def _serve():
+    """A further process: compile from the end of the list what nobody has taken."""
+    folder, jobs = json.load(sys.stdin)
+    for job in reversed(jobs):
+        claimed = Path(folder, _name(job))
+        if _claim(claimed):
+            try:
+                _compute(job)
+            finally:  # whoever waits goes on
+                claimed.with_suffix(".done").touch()
 
 
 ahead = Ahead()
+
+if __name__ == "__main__":
+    _serve()

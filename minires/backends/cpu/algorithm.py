@@ -45,3 +45,9 @@ def _winograd_size(name, image_shape, dtype, out_channels, kernel_size, stride, 
         return None
     sizes = {"auto": (4, 2), "winograd2": (2,), "winograd4": (4,)}[name]
     return next((m for m in sizes if winograd.tiling(m, dtype, H, W, C, out_channels)), None)
+
+
+def kernel_name(*convolution):
+    """What `winograd_size` chooses, to read; its arguments."""
+    m = winograd_size(*convolution)
+    return f"F({m}x{m})" if m else "direct"

@@ -21,7 +21,6 @@ import numpy as np
 
 from minires.backends import composed
 from minires.backends.cpu import conv, elementwise, jit, norm, winograd
-from minires.backends.cpu.ahead import ahead
 from minires.backends.cpu.algorithm import winograd_size
 from minires.backends.cpu.arena import empty
 from minires.backends.cpu.conv import pack_transposed, weight_gradient_image
@@ -86,7 +85,6 @@ def add_relu_conv2d_moments(z, prologue, residual, weight, stride, padding):
 
 def _conv2d_moments(x, prologue, weight, stride, padding, shortcut=None, formed=None):
     KH, KW, _, O = weight.shape
-    ahead.expect(x.shape, x.dtype.name, weight.shape, stride, padding)
     m = winograd_size(x.shape, x.dtype, O, (KH, KW), stride, padding, PLAIN)
     merged = np.empty((2, O), x.dtype)
     if m:
@@ -271,7 +269,6 @@ def _unit_plan(shape, dtype, weight_shape, stride, padding, need_dx):
 def conv2d_unit_gradient(g, z, normalisation, x, prologue, weight, stride, padding, residual_gradient, need_dx, front=None,
                          add_to=None, shortcut=None):
     """-> dx, dweight, sum(dx), sum(dx * (x - mean)): see composed."""
-    ahead.wait()
     if add_to is not None and not add_to.flags.c_contiguous:
         dx, dweight, *sums = conv2d_unit_gradient(g, z, normalisation, x, prologue, weight, stride, padding,
                                                   residual_gradient, need_dx, front, None, shortcut)

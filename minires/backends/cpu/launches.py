@@ -1,7 +1,7 @@
 """The launches of a program, written down once and run again and again without Python.
 
     launches = Launches(bytes of the slab)
-    with launches.noting():
+    with launches.noting([(operator, arguments), ...], images):
         for each operator:
             launches.expect([offsets of its results])
             operator(...)                        # computes, and is noted
@@ -21,6 +21,7 @@ from contextlib import contextmanager
 import numpy as np
 
 from minires.backends.cpu import arena, threads
+from minires.backends.cpu.ahead import ahead
 
 
 class Launches:
@@ -33,11 +34,14 @@ class Launches:
         arena.count(self)
 
     @contextmanager
-    def noting(self):
-        """Inside, in the caller's thread, what is launched is noted, and results lie where they are expected."""
+    def noting(self, steps, images):
+        """Inside, in the caller's thread, what is launched is noted, and results lie where they are expected.
+
+        steps: all operators that are to come, each with its arguments; images: the length of the batch (see ahead.py).
+        """
         self._pool, token = threads.pool, threads.recorder.set(self)
         try:
-            with arena.using(self):
+            with arena.using(self), ahead.together(steps, images):
                 yield
         finally:
             threads.recorder.reset(token)
@@ -46,6 +50,7 @@ class Launches:
     def expect(self, offsets):
         """An operator begins: where its results are to lie, [(bytes of the result, offset in the slab), ...]."""
         self._expected, self._used, self._operator = list(offsets), 0, self._operator + 1
+        ahead.begin(self._operator)
 
     def empty(self, shape, dtype):
         """Memory for an array: a result's place, or scratch until the operator's end. As `arena.empty`."""

@@ -1,7 +1,7 @@
 """The launches of a program, captured once as CUDA graphs and run again and again without Python.
 
     launches = Launches(0)
-    with launches.noting():
+    with launches.noting([], images):
         for each operator:
             launches.expect([])
             launches.call(operator, ...)         # computes, and is noted
@@ -135,8 +135,8 @@ class Launches:
         self._memory, self._trial, self._parts, self._operators, self._stretch = _Memory(), None, [], [], []
 
     @contextmanager
-    def noting(self):
-        """Inside, what is called by `call` is noted."""
+    def noting(self, steps, images):
+        """Inside, what is called by `call` is noted. steps and images are of no use: nothing is compiled ahead."""
         self._trial = _Memory()
         try:
             yield

@@ -9,7 +9,7 @@ import minires.layers
 import minires.losses
 from minires.backends import HOST_BACKENDS
 from minires.layer import Layer, heard
-from minires.study.subjects import LAYERS, LOSSES
+from minires.study.subjects import LAYERS, LOSSES, PLANNED
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Bug:
     place: the operator of the back ends that is replaced, or "backward": the method of those classes.
     wrong: wrong(right, *arguments) computes in its place; right is the replaced function, arguments are those of the call.
     network: the one of `training.NETWORKS` that has the layer.
-    fused: only the fused operators of blocks have it.
+    planned: only plans have it, in an operator that they put in the place of the layers' own.
     """
 
     name: str
@@ -30,27 +30,27 @@ class Bug:
     place: str
     wrong: Callable
     network: str = "residual"
-    fused: bool = False
+    planned: bool = False
 
     def cases(self):
         """{name: (make, shape of x)}: the rows of `minires.study.subjects` that use what is wrong."""
-        return {name: row for name, row in {**LAYERS, **LOSSES}.items()
-                if name.split()[0] in self.layers and ("fused" in name) == self.fused}
+        rows = PLANNED if self.planned else {**LAYERS, **LOSSES}
+        return {name: row for name, row in rows.items() if name.split()[0] in self.layers}
 
 
 @contextmanager
 def inject(bug, backends=HOST_BACKENDS):
     """Inside, every layer of the process computes with `bug`; afterwards, however the block ends, none does.
 
-    backends: those whose operators are replaced, for a bug in an operator. Blocks compute wrongly by the plain operators
-    or by the fused ones, as the bug says, not by both.
+    backends: those whose operators are replaced, for a bug in an operator. A plan has the bug if its first run is inside,
+    and has it for good, since that run notes what all others repeat: make plans inside, and drop them with the block.
     """
     if bug.place == "backward":
         owners = [getattr(minires.layers, name, None) or getattr(minires.losses, name) for name in bug.layers]
     else:
         owners = [importlib.import_module(f"minires.backends.{name}") for name in backends]
     own = [vars(owner).get(bug.place) for owner in owners]  # None: a method that the class inherits
-    wrongs = [_bind(bug.wrong, getattr(owner, bug.place)) for owner in owners]
+    wrongs = [_bind(bug.wrong, getattr(owner, bug.place), getattr(owner, "here", _call)) for owner in owners]
     try:
         for owner, wrong in zip(owners, wrongs, strict=True):
             is_layer = isinstance(owner, type) and issubclass(owner, Layer)
@@ -64,9 +64,13 @@ def inject(bug, backends=HOST_BACKENDS):
                 delattr(owner, bug.place)
 
 
-def _bind(wrong, right):
+def _bind(wrong, right, here):
     @wraps(right)
     def planted(*arguments):
-        return wrong(right, *arguments)
+        return here(wrong, right, *arguments)  # a plan repeats all of it, what NumPy computes in it too
 
     return planted
+
+
+def _call(function, *arguments):
+    return function(*arguments)

@@ -1,4 +1,4 @@
-"""Bugs of residual blocks: where two paths part and meet, plain and fused."""
+"""Bugs of residual blocks: where two paths part and meet, in layers and in plans."""
 import numpy as np
 
 from minires.backends import ops_for
@@ -7,39 +7,27 @@ from minires.study.bugs.inject import Bug
 # --- y = relu(F(x) + S(x)), g = relu'(F + S) * dy, dx = F.backward(g) + S.backward(g): wrong(right, block, dy) -> dx ---
 
 
-def plain_path(wrong):
-    """wrong(block, dy) for blocks computed by the plain operators; fused ones stay right."""
-    def backward(right, block, dy):
-        return right(block, dy) if block.fused else wrong(block, dy)
-    return backward
-
-
-@plain_path
-def shortcut_forgotten(block, dy):
+def shortcut_forgotten(right, block, dy):
     return block.branch_backward(block.relu.backward(dy))
 
 
-@plain_path
-def branch_forgotten(block, dy):
+def branch_forgotten(right, block, dy):
     g = block.relu.backward(dy)
     block.branch_backward(g)
     return block.shortcut.backward(g)
 
 
-@plain_path
-def shortcut_before_relu(block, dy):
+def shortcut_before_relu(right, block, dy):
     g = block.relu.backward(dy)
     return ops_for(g).add(block.branch_backward(g), block.shortcut.backward(dy))
 
 
-@plain_path
-def last_relu_forgotten(block, dy):
+def last_relu_forgotten(right, block, dy):
     block.relu.backward(dy)
     return ops_for(dy).add(block.branch_backward(dy), block.shortcut.backward(dy))
 
 
-@plain_path
-def paths_averaged(block, dy):
+def paths_averaged(right, block, dy):
     g = block.relu.backward(dy)
     return ops_for(g).add(block.branch_backward(g), block.shortcut.backward(g)) / 2
 
@@ -59,7 +47,7 @@ def skipped_pixels_filled(right, dy, x_shape, stride):
     return np.ascontiguousarray(spread[:, :x_shape[1], :x_shape[2]])
 
 
-# --- fused operators: see minires.backends.composed -------------------------------------------------------------------
+# --- operators that plans put in the place of several: see minires.backends.composed ---------------------------------
 
 
 def sums_before_mask(right, dy, y, z, mean):
@@ -78,7 +66,7 @@ def residual_not_added(right, *arguments):
 
 
 BLOCKS, SHORTCUT = ("BasicBlock", "Bottleneck"), ("PaddedShortcut",)
-FUSED = ("BasicBlock", "Bottleneck", "PlainBlock")
+PLANNED = ("BasicBlock", "Bottleneck", "PlainBlock")
 
 BUGS = [
     Bug("block-shortcut-forgotten", "dx is the branch's alone: the shortcut is missing on the way back.",
@@ -95,10 +83,10 @@ BUGS = [
         SHORTCUT, "pad_shortcut_backward", first_channels),
     Bug("shortcut-skipped-pixels-filled", "dy is repeated into the pixels that forward skipped, which get none.",
         SHORTCUT, "pad_shortcut_backward", skipped_pixels_filled),
-    Bug("fused-sums-before-mask", "The normalisation's two sums are taken of dy, before the last ReLU's mask.",
-        FUSED, "add_relu_gradient", sums_before_mask, "residual, fused", fused=True),
-    Bug("fused-constant-dropped", "The constant of the collected normalisation, its term through the mean, is left out.",
-        FUSED, "batchnorm_coefficients", constant_dropped, "residual, fused", fused=True),
-    Bug("fused-shortcut-not-added", "The convolution that ends the way back does not add the shortcut's gradient.",
-        FUSED, "conv2d_unit_gradient", residual_not_added, "residual, fused", fused=True),
+    Bug("planned-sums-before-mask", "The normalisation's two sums are taken of dy, before the last ReLU's mask.",
+        PLANNED, "add_relu_gradient", sums_before_mask, "residual, planned", planned=True),
+    Bug("planned-constant-dropped", "The constant of the collected normalisation, its term through the mean, is left out.",
+        PLANNED, "batchnorm_coefficients", constant_dropped, "residual, planned", planned=True),
+    Bug("planned-shortcut-not-added", "The convolution that ends the way back does not add the shortcut's gradient.",
+        PLANNED, "conv2d_unit_gradient", residual_not_added, "residual, planned", planned=True),
 ]

@@ -5,7 +5,7 @@ images is another question. A clean network is trained from several seeds, so th
 """
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 
@@ -25,9 +25,9 @@ from minires.layers import (
     MaxPool2d,
     ReLU,
 )
-from minires.layers.fused import fuse
 from minires.losses import CrossEntropyLoss, MSELoss
 from minires.optim import SGD
+from minires.plan import compile
 from minires.schedules import CosineLR
 from minires.study.bugs.inject import inject
 
@@ -52,17 +52,21 @@ def pooled(rng):
 
 @dataclass(frozen=True)
 class Network:
-    """What is trained: make(rng) and make_loss(), lr at the start (a cosine leads it to 0), and steps of BATCH images."""
+    """What is trained: make(rng) and make_loss(), lr at the start (a cosine leads it to 0), and steps of BATCH images.
+
+    planned: by a compiled step, not layer by layer.
+    """
 
     make: Callable
     make_loss: Callable = CrossEntropyLoss
     lr: float = 0.1
     steps: int = 120
+    planned: bool = False
 
 
 NETWORKS = {
     "residual": Network(residual),
-    "residual, fused": Network(lambda rng: fuse(residual(rng))),
+    "residual, planned": Network(residual, planned=True),
     "residual, smoothed labels": Network(residual, lambda: CrossEntropyLoss(0.1)),
     "residual, squared error": Network(residual, MSELoss, 0.15, 200),
     "pooled": Network(pooled, lr=0.03, steps=360),
@@ -112,19 +116,26 @@ def _train(network, seed):
     optimiser = SGD(model.parameters(), network.lr, 0.9)
     schedule = CosineLR(optimiser, network.steps)
     order = np.concatenate([rng.permutation(IMAGES) for _ in range(-(-network.steps * BATCH // IMAGES))])
+    step = compile(model, loss) if network.planned else partial(_eager_step, model, loss)
     losses, right = [], []
     with np.errstate(all="ignore"):
         for batch in order[:network.steps * BATCH].reshape(-1, BATCH):
-            y = model.forward(images[batch])
-            losses.append(float(loss.forward(y, targets[batch])))
+            value, y = step(images[batch], targets[batch])
+            losses.append(float(value))
             right.append(np.mean(y.argmax(1) == labels[batch]))
             if not np.isfinite(losses[-1]):
                 break
-            optimiser.zero_grad()
-            model.backward(loss.backward())
             optimiser.step()
             schedule.step()
     return Outcome(tuple(losses), float(np.mean(right[-WINDOW:])))
+
+
+def _eager_step(model, loss, x, target):
+    y = model.forward(x)
+    value = loss.forward(y, target)
+    model.zero_grad()
+    model.backward(loss.backward())
+    return value, y
 
 
 # What is said of a training, from harmless to hopeless.

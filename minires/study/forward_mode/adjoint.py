@@ -19,6 +19,7 @@ from minires.errors import UserError
 from minires.init import default_rng
 from minires.study.forward_mode.products import tangent
 from minires.study.gradcheck import LayerState
+from minires.study.planned import Planned
 
 TOLERANCE = 1e-12
 FLOOR = 1e-2
@@ -44,6 +45,7 @@ def adjoint_errors(layer, x, rng=None):
     if narrow:
         raise UserError(f"adjoints are proved in float64, but {', '.join(narrow)}: convert with astype(numpy.float64)")
     state, rng = LayerState(layer), default_rng(0 if rng is None else rng)
+    function = layer.inner if isinstance(layer, Planned) else layer  # a plan is another way to compute the same function
     try:
         layer.zero_grad()
         y = layer.forward(x).copy()
@@ -56,7 +58,7 @@ def adjoint_errors(layer, x, rng=None):
             state.restore()  # dropout draws for the product what it drew for the backward pass
             with use_backend("reference"):
                 moves = (v, {}) if parameter is None else (np.zeros_like(x), {parameter: v})
-                y_forward, Jv = tangent(layer, x, *moves)
+                y_forward, Jv = tangent(function, x, *moves)
             errors[name] = _error(u, Jv, v, claims[name], FLOOR * np.linalg.norm(u * y))
             if parameter is None:
                 errors[name] = max(errors[name], _distance(y_forward, y))

@@ -2,8 +2,8 @@
 
     y, Jv = jvp(network, x, v, {parameter: its change, ...})
 
-A chain passes y and Jv on, layer by layer; a residual sum adds the two paths' y and the two paths' Jv. How a block is
-computed (fused or not) does not change its derivative, and so does not matter here.
+A chain passes y and Jv on, layer by layer; a residual sum adds the two paths' y and the two paths' Jv. How a plan
+computes a block does not change its derivative, and so does not matter here.
 """
 import numpy as np
 

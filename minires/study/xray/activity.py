@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from minires.layers import ReLU
-from minires.layers.fused import fuse
 from minires.study.xray.gradients import blocks_of, is_residual, watched
 
 
@@ -77,7 +76,6 @@ def observe(network, x):
         if name in ends:
             held[name] = _root_mean_square(y)
 
-    fuse(network, False)
     with watched({**leaves, **ends}, "forward", see):
         network.forward(x)
     network.forget()

@@ -15,10 +15,14 @@ carries a polynomial in t, whose coefficients are gradients:
 G(1) is the gradient, G_0 has passed no weight of a branch. Nothing is sampled, and no path is left out: n blocks cost
 n (n + 1) / 2 branch backwards for all 2^n paths. In a plain network S is absent, and only k = n remains.
 
-*The check.* The parts and paths come from the layers one by one; the whole they must add up to comes from the fused
-kernels, another forward and another backward pass. Both are computed in float64: in float32 the two forwards differ by
-roundings of 1e-7, which put some of the millions of ReLUs that are nearly at their kink on different sides, and each
-takes its whole entry of the gradient with it, far more than the 1e-6 that is asked for.
+*The check.* The parts and paths come from the layers one by one; the whole they must add up to comes from a planned step
+(`minires.compile`), another forward and another backward pass, by operators that compute several layers at once. A plan
+keeps no gradient but those of parameters. So a parameter is put before each block that is added to nothing, and whose
+gradient is the block's dL/dx.
+
+Both are computed in float64: in float32 the two forwards differ by roundings of 1e-7, which put some of the millions of
+ReLUs that are nearly at their kink on different sides, and each takes its whole entry of the gradient with it, far more
+than the 1e-6 that is asked for.
 
 Source: He et al. 2016, equation 5, https://arxiv.org/abs/1603.05027; Veit et al. 2016, https://arxiv.org/abs/1605.06431
 """
@@ -29,11 +33,11 @@ from math import comb
 import numpy as np
 
 from minires.backends import ops_for
-from minires.layer import Sequential, listening
+from minires.layer import Layer, Parameter, Sequential, inference_mode, listening
 from minires.layers import Conv2d, Linear
-from minires.layers.fused import fuse
-from minires.layers.residual import Branch
+from minires.layers.residual import _Branch
 from minires.losses import CrossEntropyLoss
+from minires.plan import compile
 
 TOLERANCE = 1e-6
 
@@ -42,7 +46,7 @@ TOLERANCE = 1e-6
 class BlockGradient:
     """dL/dx at a block's input. whole, identity, branch: norms; cosine: of the angle between the two parts, None where one
     is zero; share: the identity's <identity, whole> / <whole, whole> (the branch's is the rest); error: |identity +
-    branch - whole| / |whole|, whole from the fused kernels."""
+    branch - whole| / |whole|, whole from a planned step."""
 
     block: str
     whole: float
@@ -76,7 +80,7 @@ class BackwardNorms:
 
 def blocks_of(network):
     """{dotted name: block} of the network's residual or plain blocks, in the order they run."""
-    return {name: layer for name, layer in network.named_layers() if name and isinstance(layer, Branch)}
+    return {name: layer for name, layer in network.named_layers() if name and isinstance(layer, _Branch)}
 
 
 def is_residual(block):
@@ -84,14 +88,21 @@ def is_residual(block):
     return hasattr(block, "shortcut")
 
 
+STEM = ("conv1", "bn1", "relu")
+
+
+def stem(network):
+    """The layers that run first, in order."""
+    return [getattr(network, name) for name in STEM]
+
+
 def body(network):
     """[(dotted name, layer)] of what runs after the stem: blocks, pooling and the linear layer, in order."""
-    stem = ("conv1", "bn1", "relu")
     parts = []
     for name, layer in network.named_children():
         if isinstance(layer, Sequential):
             parts += [(f"{name}.{index}", block) for index, block in enumerate(layer)]
-        elif name not in stem:
+        elif name not in STEM:
             parts.append((name, layer))
     return parts
 
@@ -113,25 +124,40 @@ def watched(layers, method, see):
 
 
 def backward_norms(network, x, target, keep=None):
-    """The BackwardNorms of one training step's backward pass, by the fused kernels, in the network's mode.
+    """The BackwardNorms of one training step's backward pass, as it is planned, in the network's mode.
 
     x: (N, H, W, C); target: (N,). keep: a dict that receives each block's dL/dx. The network's gradients are overwritten,
     and in training mode its running statistics move: pass a copy.
     """
-    found, keep = {}, {} if keep is None else keep
-
-    def see(name, dx):
-        found[name] = _norm(dx)
-        keep[name] = dx
-
-    fuse(network)
-    network.zero_grad()
-    blocks = blocks_of(network)
-    with watched(blocks, "backward", see):
-        loss, dy = _loss(network, x, target)
-        network.backward(dy)
+    blocks = {layer: name for name, layer in blocks_of(network).items()}
+    parts, taps, y = [], {}, x
+    with inference_mode():  # a forward pass for the shapes alone
+        for layer in [*stem(network), *(layer for _, layer in body(network))]:
+            if layer in blocks:
+                taps[blocks[layer]] = _Tap(np.zeros_like(y))
+                parts.append(taps[blocks[layer]])
+            parts.append(layer)
+            y = layer.forward(y)
+    loss, _ = compile(Sequential(*parts), CrossEntropyLoss())(x, target)
+    whole = {name: tap.nothing.grad for name, tap in taps.items()}
+    if keep is not None:
+        keep.update(whole)
     layers = {name: _norm(layer.weight.grad) for name, layer in network.named_layers() if isinstance(layer, Conv2d | Linear)}
-    return BackwardNorms(loss, {name: found[name] for name in blocks}, layers)
+    return BackwardNorms(loss, {name: _norm(dx) for name, dx in whole.items()}, layers)
+
+
+class _Tap(Layer):
+    """The identity, and a parameter whose gradient is dL/dx: what y = x + nothing would give it."""
+
+    def __init__(self, nothing):
+        self.nothing = Parameter(nothing)
+
+    def forward(self, x):
+        return x
+
+    def backward(self, dy):
+        self.nothing.accumulate(dy)
+        return dy
 
 
 def decompose(network, x, target, whole, progress=lambda: None, keep=None):
@@ -142,11 +168,10 @@ def decompose(network, x, target, whole, progress=lambda: None, keep=None):
     to 1e-6: a fault of the engine. The network's gradients are overwritten, and in training mode its running statistics
     move: pass a copy.
     """
-    fuse(network, False)
     _, dy = _loss(network, x, target)
     paths, parts = None, []
     for name, layer in reversed(body(network)):
-        if not isinstance(layer, Branch):
+        if not isinstance(layer, _Branch):
             if paths is not None:
                 break  # before the blocks: the stem's pooling
             dy = layer.backward(dy)
@@ -234,4 +259,4 @@ def _require_whole(parts, lengths):
     where = next((place for place, error in errors.items() if not error <= TOLERANCE), None)
     if where is not None:
         raise RuntimeError(f"the parts of the gradient differ from the whole by {errors[where]:.1e} at {where}, more than "
-                           f"{TOLERANCE:.0e}: the layers and the fused kernels disagree")
+                           f"{TOLERANCE:.0e}: the layers and the planned step disagree")

@@ -10,10 +10,10 @@ import numpy as np
 
 from minires.errors import UserError
 from minires.layer import calls_go_to, inference_mode
-from minires.layers import Identity, PaddedShortcut
-from minires.layers.residual import Branch
+from minires.layers import Conv2d, Identity, PaddedShortcut
+from minires.layers.residual import _Branch
 from minires.losses import CrossEntropyLoss
-from minires.study.xray.gradients import body, is_residual
+from minires.study.xray.gradients import body, is_residual, stem
 
 PARTS = ("branch", "shortcut")
 
@@ -61,17 +61,14 @@ def lesion(block, part):
             return method(layer, array)
         return block.relu.forward(forward(array)) if method.__name__ == "forward" else backward(block.relu.backward(array))
 
-    fused, block.fused = block.fused, False  # its neighbours then hand it whole images and gradients
-    try:
-        with calls_go_to(cut):
-            yield block
-    finally:
-        block.fused = fused
+    with calls_go_to(cut):
+        yield block
 
 
 def _bypass(block):
-    strides = np.prod([conv.stride for conv, _ in block.units()], axis=0)
-    channels = block.conv1.in_channels, block.units()[-1][0].out_channels
+    convolutions = [layer for layer in block.branch() if isinstance(layer, Conv2d)]
+    strides = np.prod([conv.stride for conv in convolutions], axis=0)
+    channels = convolutions[0].in_channels, convolutions[-1].out_channels
     if channels[0] == channels[1] and all(strides == 1):
         return Identity()
     return PaddedShortcut(channels[1], tuple(int(stride) for stride in strides))
@@ -85,14 +82,16 @@ def lesion_study(network, x, target, progress=lambda: None):
     """
     parts = body(network)
     with inference_mode():
-        inputs, y = [], network.relu.forward(network.branch_forward(x))
+        inputs, y = [], x
+        for layer in stem(network):
+            y = layer.forward(y)
         for _, layer in parts:
             inputs.append(y)
             y = layer.forward(y)
         loss, accuracy = _score(y, target)
         found = []
         for index, (name, block) in enumerate(parts):
-            if not isinstance(block, Branch):
+            if not isinstance(block, _Branch):
                 continue
             for part in PARTS if is_residual(block) else PARTS[:1]:
                 with lesion(block, part):

@@ -217,7 +217,7 @@ def _on_training(report, say):
 def _on_method(say):
     return ["Nothing is sampled and nothing is approximated: the backward pass is linear in dy, so the layers' own backward "
             "passes carry each part by itself, and a gradient for each number of branches passed, as the coefficients of a "
-            "polynomial. The parts were held against the gradient of the fused kernels: the largest difference, of any "
+            "polynomial. The parts were held against the gradient of a planned step: the largest difference, of any "
             f"block or path, is {say.number('error', 'error')} of the whole, and more than "
             f"{say.number('tolerance', 'error')} would have stopped the measurement. That takes float64: in float32 two "
             "orders of summation differ by enough to put some ReLUs on different sides of zero.",

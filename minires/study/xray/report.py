@@ -9,7 +9,6 @@ import numpy as np
 
 import minires
 from minires.errors import UserError
-from minires.layers.fused import fuse
 from minires.models.summary import count_parameters
 from minires.study.xray.activity import observe
 from minires.study.xray.findings import findings
@@ -142,7 +141,7 @@ def _moment(name, moment, images, blocks, progress):
         _require_gradients(name, moment.label, norms)
         parts, paths = decompose(copy, *images.batch, whole, step)
     layers, branches = observe(copy, images.batch[0])
-    live = fuse(deepcopy(moment.network)).train(not moment.settled)
+    live = deepcopy(moment.network).train(not moment.settled)
     with progress(f"{name}, {moment.label}: lesions", blocks) as step:
         lesions = lesion_study(live, *images.test, step)
     found = {"label": moment.label, "at": moment.at, "lesion_statistics": "running" if moment.settled else "batch",

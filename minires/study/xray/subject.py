@@ -9,9 +9,9 @@ from minires.data import Standardise, channel_statistics, load_dataset
 from minires.errors import UserError
 from minires.layer import Layer
 from minires.layers import PlainBlock
-from minires.layers.fused import fuse
 from minires.losses import CrossEntropyLoss
 from minires.models import MODELS, build_model
+from minires.plan import compile
 from minires.study.xray.gradients import backward_norms, blocks_of, is_residual
 from minires.training.card import load_model
 from minires.training.metrics import read_metrics
@@ -142,9 +142,8 @@ def train_subject(subject, images, steps, seed, progress=lambda: None):
     no augmentation. Twins get the same batches for the same seed. progress() is called after each step. UserError when the
     loss is no longer finite.
     """
-    network = deepcopy(subject.moments[0].network.forget())
-    fuse(network).train()
-    rng, loss = np.random.default_rng(seed), CrossEntropyLoss()
+    network = deepcopy(subject.moments[0].network.forget()).train()
+    rng, gradients = np.random.default_rng(seed), compile(network, CrossEntropyLoss())
     recipe = RECIPES["he2015"]
     optimiser = recipe.make_optimiser(network.parameters())
     schedule = recipe.make_schedule(optimiser, steps)
@@ -154,12 +153,10 @@ def train_subject(subject, images, steps, seed, progress=lambda: None):
         chosen = rng.integers(0, len(images.training), BATCH_SIZE)
         x, target = images.standardise(images.training.images[chosen]), images.training.labels[chosen]
         with np.errstate(over="ignore", invalid="ignore"):
-            value = loss.forward(network.forward(x), target)
+            value, _ = gradients(x, target)
             if not np.isfinite(value):
                 raise UserError(f"the loss of {subject.name} became {value} at step {step}: train for fewer steps, or X-ray "
                                 "a run of your own recipe")
-            optimiser.zero_grad()
-            network.backward(loss.backward())
             optimiser.step()
         schedule.step()
         subject.losses.append((step, value))

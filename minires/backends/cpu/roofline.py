@@ -1,14 +1,8 @@
-"""What the machine can do: floating-point operations with nothing to load, and bytes with nothing to compute.
-
-A kernel that does F operations on B bytes can take no less than max(F / peak, B / bandwidth) seconds. The bandwidth is
-that of a triad a = b + s * c whose three arrays together are as large as the kernel's, since what fits in the last
-cache moves sooner than what does not.
-"""
-import time
+"""Kernels that do nothing but compute, and nothing but move bytes: what minires.bench.roofline times."""
 from functools import cache
 
 import numpy as np
-from numba import get_num_threads, njit, prange
+from numba import njit
 
 from minires.backends.cpu.host import lanes_of
 from minires.backends.cpu.simd import load, splat, store
@@ -46,40 +40,27 @@ def arithmetic_kernel(lanes):
     return arithmetic
 
 
-@njit(parallel=True, fastmath=True)
-def _triad(a, b, c, s, parts):
-    for part in prange(parts):
-        start, end = part * a.size // parts, (part + 1) * a.size // parts
+@njit(nogil=True)
+def _triad(tasks, counter, thread, a, b, c, s):
+    enter(counter, thread)
+    task = claim(counter)
+    while task < tasks:
+        start, end = task * a.size // tasks, (task + 1) * a.size // tasks
         a_, b_, c_ = a[start:end], b[start:end], c[start:end]
         for i in range(a_.size):
             a_[i] = b_[i] + s * c_[i]
+        task = claim(counter)
+    leave(counter, thread)
 
 
-def best_seconds(function, patience=0.3):
-    """The least of the timings within `patience` seconds: a ceiling is what the machine does when nobody disturbs it."""
-    function()
-    least, end = np.inf, time.perf_counter() + patience
-    while (began := time.perf_counter()) < end:
-        function()
-        least = min(least, time.perf_counter() - began)
-    return least
-
-
-def peak_flops(dtype=np.float32, turns=100_000):
-    """Operations a second (an addition and a multiplication each count) with all values in registers, all threads."""
+def arithmetic(dtype, turns):
+    """(A function of no arguments, the operations that it does) with all values in registers, on all threads."""
     lanes, tasks = lanes_of(np.dtype(dtype)), pool.threads
     kernel, out = arithmetic_kernel(lanes), np.ones(lanes * tasks, dtype)
-    return 2 * CHAINS * lanes * tasks * turns / best_seconds(lambda: launch(kernel, tasks, SMALL, turns, out))
+    return lambda: launch(kernel, tasks, SMALL, turns, out), 2 * CHAINS * lanes * tasks * turns
 
 
-@cache
-def bandwidth(size):
-    """Bytes a second of a triad on three float32 arrays of `size` bytes together, all threads."""
+def triad(size):
+    """(A function of no arguments, the bytes that it moves): a = b + s * c, float32 arrays of `size` bytes together."""
     a, b, c = np.ones((3, max(1, size // 12)), np.float32)
-    turns = max(1, 8_000_000 // size)
-
-    def triads():
-        for _ in range(turns):
-            _triad(a, b, c, np.float32(0.5), 4 * get_num_threads())
-
-    return a.nbytes * 3 * turns / best_seconds(triads)
+    return lambda: launch(_triad, 4 * pool.threads, size, a, b, c, np.float32(0.5)), 3 * a.nbytes

@@ -1,0 +1,71 @@
+"""The kernels on processors with narrower or wider vectors than this one's: who is asked for is what is compiled for."""
+import os
+import platform
+import subprocess
+import sys
+from itertools import product
+
+import numpy as np
+import pytest
+from numba.core import config
+
+from minires.backends.cpu import host, winograd
+
+X86 = pytest.mark.skipif(platform.machine() != "x86_64", reason="names x86 processors")
+
+
+@X86
+@pytest.mark.parametrize("name, features, expected", [
+    ("x86-64", None, (16, 16)), ("nehalem", None, (16, 16)), ("sandybridge", None, (32, 16)), ("znver3", None, (32, 16)),
+    ("znver4", None, (64, 32)), ("skylake-avx512", None, (64, 32)), ("generic", "", (16, 16)),
+    ("generic", "+avx2", (32, 16)), ("haswell", "-avx", (16, 16))])
+def test_a_named_processor_has_its_own_vectors(name, features, expected, monkeypatch):
+    monkeypatch.setattr(config, "CPU_NAME", name)
+    monkeypatch.setattr(config, "CPU_FEATURES", features)
+    assert host._vector_unit() == expected
+
+
+@pytest.mark.parametrize("width, registers", [(16, 16), (16, 32), (32, 16), (64, 32)])
+def test_winograd_fits_a_convolution_where_it_fits_its_input_gradient(width, registers, monkeypatch):
+    """Who takes it for C -> O channels takes it for O -> C: of any two counts, on any processor."""
+    monkeypatch.setattr(winograd, "ACCUMULATORS", registers // 2)
+    monkeypatch.setattr(winograd, "lanes_of", lambda dtype: width // dtype.itemsize)
+    found = {(dtype, C, O): winograd.tiling(2, np.dtype(dtype), 8, 8, C, O)
+             for dtype, C, O in product(("f4", "f8"), range(1, 129), range(1, 129))}
+    assert sum(map(bool, found.values())) > 30
+    assert all(tiling == found[dtype, O, C] for (dtype, C, O), tiling in found.items())
+
+
+PROGRAM = """
+import numpy as np
+from minires.backends import cpu, reference
+from minires.backends.cpu.host import VECTOR_BYTES
+from minires.backends.cpu.images import poison_scratch
+assert VECTOR_BYTES == {width}, VECTOR_BYTES
+poison_scratch()
+rng = np.random.default_rng({width})
+for dtype, tolerance in (("f4", 2e-5), ("f8", 1e-12)):
+    # Few kernels, as each is compiled here: the direct ones of one size of images and three vectors, and those of F(2x2).
+    lanes = VECTOR_BYTES // np.dtype(dtype).itemsize
+    for C, O, size, stride in [*((*rng.integers(2 * lanes + 1, 3 * lanes + 1, 2), 9, 2) for _ in range(6)), (16, 16, 6, 1)]:
+        N, C, O = (int(count) for count in (rng.integers(1, 4), C, O))
+        x, weight = rng.standard_normal((N, size, size, C)), rng.standard_normal((3, 3, C, O))
+        geometry = (stride, stride), (1, 1), (1, 1)
+        dy = rng.standard_normal(reference.conv2d_forward(x, weight, None, *geometry).shape)
+        for name, arguments in (("conv2d_forward", (x, weight, None)), ("conv2d_input_gradient", (dy, weight, x.shape)),
+                                ("conv2d_weight_gradient", (dy, x, (3, 3)))):
+            want = getattr(reference, name)(*arguments, *geometry)
+            narrow = [each.astype(dtype) if isinstance(each, np.ndarray) else each for each in arguments]
+            got = getattr(cpu, name)(*narrow, *geometry)
+            assert got.dtype == dtype and np.abs(got - want).max() < tolerance * np.abs(want).max(), (name, dtype, C, O)
+"""
+
+
+@X86
+@pytest.mark.parametrize("name, width", [("nehalem", 16), ("znver3", 32)])
+def test_convolutions_of_that_width_are_right(name, width):
+    """Compiled for that processor and not, as Numba does for a name alone, for this one's further instructions too."""
+    environment = {**os.environ, "NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": "", "NUMBA_NUM_THREADS": "1"}
+    program = PROGRAM.format(width=width)
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
