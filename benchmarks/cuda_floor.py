@@ -71,9 +71,13 @@ def _small(kernel):
     return Launch(kernel, "parts of sums, channels", 0, 0)
 
 
+def _conv2d_forward(y, x, weight, *_):
+    flops, shape = _product(weight, y)
+    yield Launch("conv2d_forward", shape, flops, _size(x, weight, y))
+
+
 def _moments(results, x, prologue, weight, *_):
-    flops, shape = _product(weight, results[0])
-    yield Launch("conv2d_forward", shape, flops, _size(x, weight, results[0]))
+    yield from _conv2d_forward(results[0], x, weight)
     yield _small("finish_moments")
 
 
@@ -101,7 +105,10 @@ def _unit_gradient(results, g, z, _, x, prologue, weight, stride, padding, resid
             yield _small("finish_sums")
 
 
-def _add_relu_gradient(results, dy, y, z, mean):
+def _add_relu_gradient(results, dy, y, z, mean, prologue=None, residual=None):
+    if y is None:
+        y = z  # of its shape
+        yield from _normalise_add_relu(y, z, prologue, residual)
     yield Launch("gate_and_sums", _image(y), 0, _size(dy, y, z, results[0]))
     yield _small("finish_sums")
 
@@ -156,8 +163,9 @@ def _sgd_update(_, parameters, grads, velocities, *__):
 
 # What the CUDA back end launches for an operator: function(its results, *its arguments).
 KERNELS = {
-    "conv2d_moments": _moments, "add_relu_conv2d_moments": _add_relu_moments, "conv2d_unit_gradient": _unit_gradient,
-    "normalise_add_relu": _normalise_add_relu, "add_relu_gradient": _add_relu_gradient,
+    "conv2d_forward": _conv2d_forward, "conv2d_moments": _moments, "add_relu_conv2d_moments": _add_relu_moments,
+    "conv2d_unit_gradient": _unit_gradient, "normalise_add_relu": _normalise_add_relu,
+    "add_relu_gradient": _add_relu_gradient,
     "batchnorm_coefficients": lambda *_: [_small("batchnorm_coefficients")],
     "normalisation_scale": lambda *_: [_small("normalisation_scale")],
     "update_running": lambda *_: [_small("follow"), _small("follow")],
@@ -171,13 +179,16 @@ KERNELS = {
 
 @contextmanager
 def _recorded(operators):
-    """Inside, every operator of a back end appends its launches to the list."""
-    launches, plain = [], {name: getattr(operators, name) for name in KERNELS}
+    """Inside, every operator of a back end appends its launches to the list, but for those that it calls itself."""
+    launches, plain, within = [], {name: getattr(operators, name) for name in KERNELS}, []
 
     def wrap(name, function):
         def recorded(*arguments):
+            within.append(name)
             results = function(*arguments)
-            launches.extend(KERNELS[name](results, *arguments))
+            within.pop()
+            if not within:
+                launches.extend(KERNELS[name](results, *arguments))
             return results
         return recorded
 

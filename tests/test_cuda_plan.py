@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import cupy
 import numpy as np
+import plan_networks
 import pytest
 from conftest import ON_DEVICE, relative_error
 
@@ -113,6 +114,15 @@ def test_a_training_step_is_one_graph(name, rng):
     first, *others = [twins.train() for _ in range(4)]
     assert called(twins.step) == ["graph"]
     assert ON_DEVICE or (others == [first] * 3 and first[1] == 1)
+
+
+@pytest.mark.parametrize("name", [name for name in plan_networks.NETWORKS if name != "no parameters"])
+def test_every_kind_of_network(name, rng):
+    twins = Twins(plan_networks.NETWORKS[name], rng)
+    for _ in range(3):
+        twins.train(2, 16)
+    for _ in range(2):
+        twins.infer(2, 16)
 
 
 def test_dropout_is_drawn_anew_between_two_graphs(rng):

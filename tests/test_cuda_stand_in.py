@@ -194,6 +194,36 @@ def test_memory_comes_back_to_the_pool():
     assert pool.used_bytes() == before
 
 
+def test_memory_of_an_allocators_blocks_is_given_again():
+    blocks = []
+    with cupy.cuda.using_allocator(cupy.cuda.MemoryPool(blocks.append).malloc):
+        x = cupy.ones(100)
+        address = x.data.ptr
+        del x
+        y = cupy.empty(100)
+    assert y.data.ptr == address and blocks == [800] and np.isnan(y.get()).all()
+
+
+def test_a_stream_that_notes_computes_nothing_and_refuses_what_waits():
+    stream, x = cupy.cuda.Stream(non_blocking=True), cupy.ones(3)
+    with stream:
+        stream.begin_capture()
+        y = elementwise.add(x, x) + 1
+    assert float((x + 1)[0]) == 2, "other streams compute"
+    graph = stream.end_capture()
+    assert np.isnan(y.get()).all()
+    graph.launch()
+    assert (y.get() == 3).all()
+    with stream:
+        stream.begin_capture()
+        with pytest.raises(NotImplementedError, match="cuBLAS"):
+            cupy.matmul(x, x)
+        with pytest.raises(cupy.cuda.runtime.CUDARuntimeError, match="not permitted when stream is capturing"):
+            y.get()
+    with pytest.raises(cupy.cuda.runtime.CUDARuntimeError, match="a previous error during capture"):
+        stream.end_capture()
+
+
 def test_kernels_are_compiled_once(monkeypatch):
     x = cupy.ones(3, np.float32)
     elementwise.relu_forward(x)

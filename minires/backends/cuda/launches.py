@@ -50,14 +50,14 @@ class _Memory:
     """
 
     def __init__(self):
-        self._blocks, self._device = [], cupy.cuda.Device().id
-        self._pool, self._stream = cupy.cuda.MemoryPool(self._block), cupy.cuda.Stream(non_blocking=True)
-        _memories.add(self)
+        self._blocks, self.device = [], cupy.cuda.Device().id
 
-    def _block(self, size):
-        block = cupy.cuda.Memory(size)
-        self._blocks.append(block)
-        return cupy.cuda.MemoryPointer(block, 0)
+        def block(size, blocks=self._blocks):  # that refers to no `self`: what is dropped goes back at once
+            blocks.append(cupy.cuda.Memory(size))
+            return cupy.cuda.MemoryPointer(blocks[-1], 0)
+
+        self._pool, self._stream = cupy.cuda.MemoryPool(block), cupy.cuda.Stream(non_blocking=True)
+        _memories.add(self)
 
     @property
     def size(self):
@@ -109,7 +109,7 @@ class _Memory:
             return tuple(map(self.at, value))
         if not isinstance(value, cupy.ndarray) or not (value.flags.c_contiguous or value.flags.f_contiguous):
             return value  # one with gaps stays as it is: it may only cost memory
-        memory = cupy.cuda.UnownedMemory(value.data.ptr, value.nbytes, self, self._device)
+        memory = cupy.cuda.UnownedMemory(value.data.ptr, value.nbytes, self, self.device)
         return cupy.ndarray(value.shape, value.dtype, cupy.cuda.MemoryPointer(memory, 0), value.strides)
 
 
@@ -117,7 +117,9 @@ class _Operator:
     """An operator that is called again: its results go where they went the first time."""
 
     def __init__(self, function, arguments, results, memory):
-        self.function, self.arguments, self._results = function, memory.at(arguments), memory.at(_several(results))
+        self.function, self._results = function, memory.at(_several(results))
+        # A layer that is called may keep what it was given for its backward: that memory is nobody else's.
+        self.arguments = arguments if function is here else memory.at(arguments)
 
     def __call__(self):
         for place, result in zip(self._results, _several(self.function(*self.arguments)), strict=True):
@@ -170,7 +172,7 @@ class Launches:
     @property
     def usable(self):
         """Whether the current device is the one that launches were noted for."""
-        return cupy.cuda.Device().id == self._memory._device
+        return cupy.cuda.Device().id == self._memory.device
 
     @property
     def held(self):
