@@ -172,6 +172,21 @@ def listening(layers, listener):
                 del layer.listeners
 
 
+@contextmanager
+def evaluating(model):
+    """Inside, every layer is in evaluation mode; afterwards each in its own again."""
+    training = [(layer, "training" in vars(layer)) for _, layer in model.named_layers() if layer.training]
+    for layer, _ in training:
+        layer.training = False
+    try:
+        yield
+    finally:
+        for layer, own in training:
+            del layer.training  # the class's is True
+            if own:
+                layer.training = True
+
+
 class Kept(Enum):
     """Why a layer holds nothing for backward: no forward yet, a backward used it, or forward was in inference_mode."""
 

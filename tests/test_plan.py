@@ -154,6 +154,19 @@ def test_a_change_of_the_model_is_noticed(change, rng):
     assert relative_error(predict(x), expected_model.forward(x)) <= 1e-10
 
 
+def test_a_change_of_the_loss_is_noticed(rng):
+    expected_model, model = twins(NETWORKS["basic"])
+    loss = CrossEntropyLoss()
+    step = minires.compile(model, loss)
+    x, target = batch(rng)
+    step(x, target)
+    loss.label_smoothing = 0.3
+    eager(expected_model, CrossEntropyLoss(), x, target)
+    value, _ = eager(expected_model, CrossEntropyLoss(0.3), x, target)
+    assert step(x, target)[0] == pytest.approx(value, rel=1e-10)
+    same(state(model), state(expected_model), 1e-10)
+
+
 def test_who_listens_is_told_and_the_rest_is_planned(rng):
     expected_model, model = twins(NETWORKS["a block of one's own"])
     step, heard = minires.compile(model, CrossEntropyLoss()), []

@@ -8,13 +8,21 @@ launched, without Python. A change of the model (a mode, an attribute, a paramet
 planned anew.
 """
 from collections import OrderedDict
-from contextlib import contextmanager
 from operator import is_
 
 import numpy as np
 
 from minires.backends import device_of, ops_for
-from minires.layer import Parameter, changes, in_inference_mode, inference_cache, inference_mode, is_watched, zero_gradients
+from minires.layer import (
+    Parameter,
+    changes,
+    evaluating,
+    in_inference_mode,
+    inference_cache,
+    inference_mode,
+    is_watched,
+    zero_gradients,
+)
 from minires.plan.memory import Memory, recompute
 from minires.plan.program import Program
 from minires.plan.report import Plan
@@ -49,10 +57,10 @@ class _Compiled:
         key, found = self._known(inputs)
         if found is None and len(self._plans) == MOST_SHAPES:
             return None
-        if found is None or not found.fits(self.model):
+        if found is None or not found.fits(self.model, self.loss):
             self._plans.pop(key, None)  # its memory, before that of the next
             plan = self._planned([(x.shape, x.dtype) for x in inputs], device_of(inputs[0]))
-            found = self._plans[key] = _Planned(plan, self.model)
+            found = self._plans[key] = _Planned(plan, self.model, self.loss)
         return found
 
     def _known(self, inputs):
@@ -87,23 +95,22 @@ def planned(program, rewrites):
 class _Planned:
     """A plan that was made of a model as it was."""
 
-    def __init__(self, plan, model):
-        self.plan, self.run, self.weights = plan, Runner(plan.program, plan.memory), None
-        self._made_of, self._seen = _made_of(model, plan.program.opaque), changes()
+    def __init__(self, plan, model, loss):
+        self.plan, self.run, self.weights, self._seen = plan, Runner(plan.program, plan.memory), None, changes()
+        self._model, self._loss = _made_of(model, plan.program.opaque), _set_on(loss, plan.program.opaque)
 
     @property
     def current(self):
         """Whether nothing at all has changed since the model was looked at."""
         return self._seen == changes()
 
-    def fits(self, model):
-        """Whether the model is still made of the same."""
+    def fits(self, model, loss):
+        """Whether the model and the loss are still made of the same."""
         if not self.current:
-            made_of = _made_of(model, self.plan.program.opaque)
-            if len(made_of) != len(self._made_of) or not all(map(is_, made_of, self._made_of)):
+            if not _same(_made_of(model, self.plan.program.opaque), self._model):
                 return False
             self._seen = changes()
-        return True
+        return _same(_set_on(loss, self.plan.program.opaque), self._loss)
 
 
 class TrainingStep(_Compiled):
@@ -146,7 +153,7 @@ class Prediction(_Compiled):
         _, found = self._known((x,))
         if found is not None and found.current and not is_watched():
             return self._predict(found, x)
-        with _evaluating(self.model):
+        with evaluating(self.model):
             found = self._run((x,))
             if found is None:
                 with inference_mode():
@@ -160,13 +167,13 @@ class Prediction(_Compiled):
 
     def plan(self, shape, dtype=np.float32):
         """The Plan for x of a shape (N, H, W, C)."""
-        with _evaluating(self.model):
+        with evaluating(self.model):
             return self._planned([(tuple(shape), dtype)])
 
     def _refold(self, found):
         if in_inference_mode() and inference_cache().get(found):
             return
-        weights = _digest(self.model)
+        weights = [ops_for(array).digest(array) for _, array in self.model._tensors()]
         if found.weights is not None and weights != found.weights:
             found.run.renew()
         found.weights = weights
@@ -174,30 +181,19 @@ class Prediction(_Compiled):
             inference_cache()[found] = True
 
 
-@contextmanager
-def _evaluating(model):
-    """Inside, every layer is in evaluation mode."""
-    training = [(layer, "training" in vars(layer)) for _, layer in model.named_layers() if layer.training]
-    for layer, _ in training:
-        layer.training = False
-    try:
-        yield
-    finally:
-        for layer, own in training:
-            del layer.training  # the class's is True
-            if own:
-                layer.training = True
+def _same(found, known):
+    return len(found) == len(known) and all(map(is_, found, known))
 
 
-def _digest(model):
-    """What tells whether any weight or statistic of a model has changed."""
-    return [ops_for(array).digest(array) for _, array in model._tensors()]
+def _set_on(loss, opaque):
+    """What is set on a loss, but for what its forward keeps."""
+    return [] if loss is None or loss in opaque else [value for name, value in vars(loss).items() if name != "_kept"]
 
 
 def _made_of(model, opaque):
-    """What a plan relies on: all that is set on a model's layers, and the arrays of their parameters.
+    """What a plan relies on: all that is set on a model's layers, and the arrays of parameters.
 
-    Not what forward keeps, nor the attributes of opaque layers, which are called as they are.
+    Not what forward keeps, nor the attributes of what is opaque, and called as it is.
     """
     values = []
     for _, layer in model.named_layers():

@@ -33,7 +33,8 @@ def trace(model, loss, inputs, device, input_gradient=False):
             known[found.layer] = str(found)
             continue
         program = Program(tracer.steps, arrays, outputs if loss is None or input_gradient else outputs[:2])
-        program.opaque = {below for layer in watch.opaque if layer is not loss for _, below in layer.named_layers()}
+        layers = [layer for layer in watch.opaque if layer is not loss]
+        program.opaque = {*watch.opaque, *(below for layer in layers for _, below in layer.named_layers())}
         return program
 
 

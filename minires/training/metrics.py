@@ -8,7 +8,7 @@ import numpy as np
 from minires.backends import memory_advice, to_device, to_numpy
 from minires.errors import UserError
 from minires.files import write_atomically
-from minires.layer import inference_mode
+from minires.layer import evaluating, inference_mode
 from minires.plan import compile
 
 READ_EVERY = 50  # batches of a device between two times that the host waits for it
@@ -76,20 +76,14 @@ def evaluate(model, loss, loader, device="cpu", predict=None):
     predict: what `minires.compile(model)` returned, where it is used more than once.
     """
     predict = compile(model) if predict is None else predict
-    modes = [(layer, layer.training) for _, layer in model.named_layers()]
-    model.eval()
     score = Score()
-    try:
-        with inference_mode():
-            for x, target in loader:
-                with memory_advice(len(x)):
-                    x, target = to_device(x, device), to_device(target, device)
-                    y = predict(x)
-                    score.add(loss.forward(y, target), y, target)
-            score.read()
-    finally:
-        for layer, training in modes:
-            layer.training = training
+    with evaluating(model), inference_mode():
+        for x, target in loader:
+            with memory_advice(len(x)):
+                x, target = to_device(x, device), to_device(target, device)
+                y = predict(x)
+                score.add(loss.forward(y, target), y, target)
+        score.read()
     if not score.images:
         raise UserError("the loader to evaluate on yielded no batch: expected at least one image")
     return score
