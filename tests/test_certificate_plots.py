@@ -126,7 +126,7 @@ def test_gradcheck_refuses_a_place_at_once(command, tmp_path, name, sentence):
 
 def test_sharpness_prints_and_draws(command, tmp_path):
     code, out, error = command("study", "sharpness", "--images", 10, "--steps", 2, "--measurements", 2, "--plain")
-    assert (code, error) == (0, "")
+    assert code == 0 and all(line.startswith("minires: compiling CPU kernels") for line in error.splitlines())
     lines = out.splitlines()
     assert lines[0] == "plain8 on 10 shapes by gradient descent, 2 / learning rate = 20"
     assert [line.split()[0] for line in lines[2:4]] == ["0", "2"]
