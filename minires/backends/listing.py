@@ -76,7 +76,7 @@ def names(steps, inputs=()):
     marks, counts = [], Counter()
     for step in steps:
         # A forward operator in the backward pass is done again, unless what it adds are gradients.
-        again = step.operator in FORWARD and not any(known.get(array, "").startswith(("g", "d")) for array in step.reads())
+        again = step.operator in FORWARD and not any(known.get(array, "").startswith(("g", "d")) for array in step.reads)
         marks.append("" if not step.backward else "~" if again else "<")
         for place, array in enumerate(step.results):
             if array is not None and array.ndim != 1:

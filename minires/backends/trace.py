@@ -14,6 +14,7 @@ import math
 import traceback
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
@@ -87,9 +88,10 @@ class Step:
     backward: bool = False
     reason: str = ""  # of an opaque step
 
+    @cached_property
     def reads(self):
         """The Arrays among its arguments, in order."""
-        return list(arrays_in(self.arguments))
+        return tuple(arrays_in(self.arguments))
 
 
 def arrays_in(value):

@@ -13,16 +13,7 @@ from operator import is_
 import numpy as np
 
 from minires.backends import device_of, ops_for
-from minires.layer import (
-    Parameter,
-    changes,
-    evaluating,
-    in_inference_mode,
-    inference_cache,
-    inference_mode,
-    is_watched,
-    zero_gradients,
-)
+from minires.layer import Parameter, changes, evaluating, inference_cache, inference_mode, is_watched, zero_gradients
 from minires.plan.memory import Memory, recompute
 from minires.plan.program import Program
 from minires.plan.report import Plan
@@ -151,16 +142,12 @@ class Prediction(_Compiled):
 
     def __call__(self, x):
         _, found = self._known((x,))
-        if found is not None and found.current and not is_watched():
-            return self._predict(found, x)
-        with evaluating(self.model):
-            found = self._run((x,))
-            if found is None:
-                with inference_mode():
-                    return self.model.forward(x)
-            return self._predict(found, x)
-
-    def _predict(self, found, x):
+        if found is None or not found.current or is_watched():
+            with evaluating(self.model):
+                found = self._run((x,))
+                if found is None:
+                    with inference_mode():
+                        return self.model.forward(x)
         self._refold(found)
         (y,) = found.run((x,))
         return y.copy()
@@ -171,14 +158,15 @@ class Prediction(_Compiled):
             return self._planned([(tuple(shape), dtype)])
 
     def _refold(self, found):
-        if in_inference_mode() and inference_cache().get(found):
+        kept = inference_cache()
+        if kept is not None and found in kept:
             return
         weights = [ops_for(array).digest(array) for _, array in self.model._tensors()]
         if found.weights is not None and weights != found.weights:
             found.run.renew()
         found.weights = weights
-        if in_inference_mode():
-            inference_cache()[found] = True
+        if kept is not None:
+            kept[found] = weights
 
 
 def _same(found, known):

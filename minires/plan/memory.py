@@ -35,7 +35,7 @@ def lifetimes(steps, outputs):
         for array in step.results:
             if array is not None and root(array) is array:
                 first[array] = last[array] = index
-        for array in step.reads():
+        for array in step.reads:
             if root(array) in first:
                 last[root(array)] = index
     for array in outputs:
@@ -47,7 +47,7 @@ def lifetimes(steps, outputs):
         for place in IN_PLACE.get(step.operator, ()) if result in first else ():
             old = step.arguments[place]
             if isinstance(old, Array) and last.get(root(old)) == index and old.nbytes == result.nbytes and (
-                    sum(root(array) is root(old) for array in step.reads()) == 1):
+                    sum(root(array) is root(old) for array in step.reads) == 1):
                 holder = holders.get(root(old), root(old))
                 holders[result], last[holder] = holder, last[result]
                 break
@@ -100,18 +100,23 @@ def recompute(program):
     waiting = [array for array in lives if array in recipes and lives[array][0] < begin < lives[array][1] < len(steps)]
     dropped, peak = set(), max(alive(lives, len(steps)), default=0)
 
-    def peak_without(some):
+    def peak_of(some):
         tried = _made_again(steps, begin, recipes, some)
         return max(alive(lifetimes(tried, program.outputs)[0], len(tried)))
 
-    for array in sorted(waiting, key=lambda array: (-array.nbytes, -lives[array][0])):
-        lower = peak_without({*dropped, array})
-        if lower <= peak:
-            dropped.add(array)
-            peak = lower
-    for array in sorted(dropped, key=lambda array: (array.nbytes, lives[array][0])):
-        if peak_without(dropped - {array}) <= peak:
-            dropped.remove(array)
+    def change(arrays):  # all of some arrays at once, if that does not raise the peak, or halves of them
+        nonlocal dropped, peak
+        found = peak_of(dropped ^ set(arrays)) if arrays else peak + 1
+        if found <= peak:
+            dropped, peak = dropped ^ set(arrays), found
+        elif len(arrays) > 1:
+            change(arrays[:len(arrays) // 2])
+            change(arrays[len(arrays) // 2:])
+
+    waiting.sort(key=lambda array: (-array.nbytes, -lives[array][0]))
+    for size in dict.fromkeys(array.nbytes for array in waiting):
+        change([array for array in waiting if array.nbytes == size])
+    change([array for array in waiting[::-1] if array in dropped])  # and back, where it was of no use
     program.steps = _made_again(steps, begin, recipes, dropped) if dropped else steps
 
 
@@ -140,7 +145,7 @@ def _made_again(steps, begin, recipes, dropped):
     def make(array, known):
         recipe = recipes[array]
         own = dict(known)
-        for read in recipe.reads():
+        for read in recipe.reads:
             if read in dropped and read not in known:
                 make(read, own if recipes[read].operator == "conv2d_forward" else known)
         own = {**known, **own}
@@ -149,10 +154,11 @@ def _made_again(steps, begin, recipes, dropped):
         made[-1].backward = True
 
     for step in steps[begin:]:
-        for array in step.reads():
+        for array in step.reads:
             if array in dropped and array not in again:
                 make(array, again)
-        made.append(replace(step, arguments=_replaced(step.arguments, again)))
+        old = again.keys().isdisjoint(step.reads)
+        made.append(step if old else replace(step, arguments=_replaced(step.arguments, again)))
     return made
 
 

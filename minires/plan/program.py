@@ -23,7 +23,7 @@ class Program:
         """{Array: the Steps that read it, in order}; None among them stands for the caller."""
         found = defaultdict(list)
         for step in self.steps:
-            for array in dict.fromkeys(step.reads()):
+            for array in dict.fromkeys(step.reads):
                 found[array].append(step)
         for array in self.outputs:
             found[array].append(None)
@@ -39,14 +39,14 @@ class Program:
         for step in reversed(self.steps):
             if step.operator in IMPURE or any(array in needed for array in step.results):
                 kept.append(step)
-                needed.update(step.reads())
+                needed.update(step.reads)
         self.steps = kept[::-1]
 
     def part_constant(self):
         """Move the steps that read nothing but parameters and statistics from `steps` to `constant`."""
         known, others = set(), []
         for step in self.steps:
-            if step.operator in IMPURE or step.operator == "numpy" or any(array not in known for array in step.reads()):
+            if step.operator in IMPURE or step.operator == "numpy" or any(array not in known for array in step.reads):
                 others.append(step)
             else:
                 self.constant.append(step)

@@ -43,15 +43,12 @@ def split_normalisation(program):
 
 def moments_into_convolution(program):
     """z = conv2d_forward(x, weight), batch_moments(z)  ->  conv2d_moments(x, weight): sums taken where z is written."""
-    makers, changes = program.makers(), {}
-    for step in program.steps:
-        conv = makers.get(step.arguments[0]) if step.operator == "batch_moments" else None
-        if _is(conv, "conv2d_forward") and conv not in changes:
-            x, weight, bias, stride, padding, dilation = conv.arguments
-            if bias is None and dilation == PLAIN:
-                changes[conv] = [like(conv, "conv2d_moments", (x, None, weight, stride, padding),
-                                      conv.results + step.results)]
-                changes[step] = []
+    changes = {}
+    for step, conv in _pairs(program, "batch_moments", "conv2d_forward"):
+        x, weight, bias, stride, padding, dilation = conv.arguments
+        if bias is None and dilation == PLAIN:
+            moments = like(conv, "conv2d_moments", (x, None, weight, stride, padding), conv.results + step.results)
+            changes.update({conv: [moments], step: []})
     program.rewrite(changes)
 
 
@@ -65,7 +62,7 @@ def relu_into_normalisation(program):
         total, inner, residual = step.arguments[0], None, None
         plus = makers.get(total)
         candidates = [(total, None)]
-        if _is(plus, "add") and len(readers[total]) == 1:
+        if _is(plus, "add") and len(readers[total]) == 1 and plus.arguments[0] is not plus.arguments[1]:
             candidates = [plus.arguments, plus.arguments[::-1]]
         for value, other in candidates:
             maker = makers.get(value)
@@ -89,11 +86,10 @@ def fold_normalisation(program):
     """normalise(conv2d_forward(x, weight)) of constant statistics, where nothing is kept for a backward pass
     ->  conv2d_forward(x, weight * scale, bias - mean * scale): `folded`, computed when the weights change."""
     makers, readers, changes = program.makers(), program.readers(), {}
-    for step in program.steps:
-        conv = makers.get(step.arguments[0]) if step.operator == "normalise" else None
-        if not _is(conv, "conv2d_forward") or len(readers[step.arguments[0]]) > 1 or conv in changes:
-            continue
+    for step, conv in _pairs(program, "normalise", "conv2d_forward"):
         mean, scale, shift = step.arguments[1]
+        if len(readers[step.arguments[0]]) > 1:
+            continue
         if isinstance(mean, Array) or not _is(makers.get(scale), "normalisation_scale"):
             continue
         weight, var, eps = makers[scale].arguments
@@ -127,13 +123,10 @@ def prepare_weights(program):
 
 def sums_into_mask(program):
     """gradient_sums(relu_backward(dy, y), z, mean)  ->  add_relu_gradient(dy, y, z, mean)."""
-    makers, changes = program.makers(), {}
-    for step in program.steps:
-        mask = makers.get(step.arguments[0]) if step.operator == "gradient_sums" else None
-        if _is(mask, "relu_backward") and mask not in changes:
-            changes[mask] = [like(mask, "add_relu_gradient", (*mask.arguments, *step.arguments[1:]),
-                                  mask.results + step.results)]
-            changes[step] = []
+    changes = {}
+    for step, mask in _pairs(program, "gradient_sums", "relu_backward"):
+        arguments = *mask.arguments, *step.arguments[1:]
+        changes.update({mask: [like(mask, "add_relu_gradient", arguments, mask.results + step.results)], step: []})
     program.rewrite(changes)
 
 
@@ -146,7 +139,7 @@ def gradients_of_one_convolution(program):
             continue
         dz, x, kernel_size, stride, padding, dilation = step.arguments
         others = [reader for reader in readers[dz] if reader is not step]
-        back = next((other for other in others if _is(other, "conv2d_input_gradient")
+        back = next((other for other in others if _is(other, "conv2d_input_gradient") and other not in changes
                      and other.arguments[2:] == (x.shape, stride, padding, dilation)
                      and other.arguments[1].shape == (*kernel_size, x.shape[3], dz.shape[3])), None)
         inner = makers.get(dz)
@@ -195,7 +188,7 @@ def sum_into_gradient(program):
         for dx, other in (step.arguments, step.arguments[::-1]):
             unit = makers.get(dx)
             if _is(unit, "conv2d_unit_gradient") and unit not in changes and readers[dx] == [step] and (
-                    unit.arguments[8] is None):
+                    unit.arguments[8] is None and other is not dx):
                 changes[step] = [_with(unit, {8: other}, {0: step.results[0]})]
                 changes[unit] = []
                 break
@@ -205,14 +198,12 @@ def sum_into_gradient(program):
 def mask_into_gradient(program):
     """add_relu_gradient(dx, y, z, mean), dx from conv2d_unit_gradient(..., x=y)
     ->  conv2d_unit_gradient(..., front=(z, mean)): masked, and its sums taken, where it is written."""
-    makers, readers, changes = program.makers(), program.readers(), {}
-    for step in program.steps:
-        unit = makers.get(step.arguments[0]) if step.operator == "add_relu_gradient" else None
-        if _is(unit, "conv2d_unit_gradient") and readers[step.arguments[0]] == [step] and (
-                unit.arguments[3] is step.arguments[1]):
+    readers, changes = program.readers(), {}
+    for step, unit in _pairs(program, "add_relu_gradient", "conv2d_unit_gradient"):
+        if readers[step.arguments[0]] == [step] and unit.arguments[3] is step.arguments[1]:
             g, *sums = step.results
-            changes[unit] = [_with(unit, {10: step.arguments[2:]}, {0: g, 2: sums[0], 3: sums[1]})]
-            changes[step] = []
+            new = _with(unit, {10: step.arguments[2:]}, {0: g, 2: sums[0], 3: sums[1]})
+            changes.update({unit: [new], step: []})
     program.rewrite(changes)
 
 
@@ -256,13 +247,23 @@ def _reading(reader, y, z, prologue, residual):
             reader.arguments[0] is not y and reader.arguments[2] is z and reader.arguments[3] is prologue[0]):
         dy, _, *statistics = reader.arguments
         return like(reader, "add_relu_gradient", (dy, None, *statistics, prologue, residual), reader.results)
-    alone = sum(array is y for array in reader.reads()) == 1 if reader is not None else False
+    alone = sum(array is y for array in reader.reads) == 1 if reader is not None else False
     if not _is(reader, "conv2d_unit_gradient") or not alone or reader.arguments[3] is not y:
         return None
     front = reader.arguments[10]
     if reader.arguments[9] and (front is None or front[0] is not z or front[1] is not prologue[0]):
         return None
     return _with(reader, {3: z, 4: prologue, 10: None, 12: residual}, {})
+
+
+def _pairs(program, operator, made_by):
+    """(step, maker) of the steps of an operator whose first argument is made by another; each maker once."""
+    makers, seen = program.makers(), set()
+    for step in program.steps:
+        maker = makers.get(step.arguments[0]) if step.operator == operator else None
+        if _is(maker, made_by) and maker not in seen:
+            seen.add(maker)
+            yield step, maker
 
 
 def _is(step, operator):

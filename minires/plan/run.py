@@ -49,7 +49,7 @@ class Runner:
         self.renew()
         launches = getattr(self._ops, "Launches", _unnoted)(self._memory.peak_bytes)
         by = getattr(launches, "call", call)  # a device's Launches call operators themselves: some they call each time
-        last = {root(array): index for index, step in enumerate(self._steps) for array in [*step.reads(), *step.results]
+        last = {root(array): index for index, step in enumerate(self._steps) for array in [*step.reads, *step.results]
                 if array is not None}
         kept = {*self._values, *map(root, self._program.outputs)}
         with launches.noting([(step.operator, step.arguments) for step in self._steps], len(inputs[0])):
@@ -60,7 +60,7 @@ class Runner:
                         self._values[array] = value
                         if isinstance(value, np.ndarray) and not launches.lies_well(value, offsets.get(root(array))):
                             raise RuntimeError(f"a result of {step.operator} lies in memory that others will use")
-                for array in [*step.reads(), *step.results]:  # a device's memory is free when nobody has it
+                for array in [*step.reads, *step.results]:  # a device's memory is free when nobody has it
                     if array is not None and last[root(array)] == index and root(array) not in kept:
                         self._values.pop(array, None)
         self._launches = launches

@@ -74,47 +74,39 @@ class _Watch:
 
     def loss(self, loss, name, arguments, shape, dtype):
         """The loss's forward or backward, traced or, if it computes by itself, called."""
-        count, before, reason = len(self._tracer.steps), dict(vars(loss)), self._known.get(loss)
-        if loss in self.opaque:
-            reason = "its forward is opaque"
+        reason = "its forward is opaque" if loss in self.opaque else self._known.get(loss)
+        result, reason = self._tried(loss, lambda: getattr(loss, name)(*arguments), reason)
         if reason is None:
-            try:
-                return getattr(loss, name)(*arguments)
-            except (UserError, _BackwardOpaque):
-                raise
-            except Exception as error:  # as in _traced
-                reason = _why(error)
-                if name == "backward":
-                    raise _BackwardOpaque(loss, reason) from error
-        del self._tracer.steps[count:]
-        vars(loss).clear()
-        vars(loss).update(before)
+            return result
+        if name == "backward" and loss not in self.opaque:
+            raise _BackwardOpaque(loss, reason)
         self.opaque[loss] = None
         return self._called(getattr(type(loss), name), (loss, *arguments), shape, dtype, reason)
 
     def _traced(self, method, layer, array):
-        count, before = len(self._tracer.steps), _attributes(layer)
         reason = "somebody listens to it" if layer.listeners else self._known.get(layer)
-        if reason is None:
-            try:
-                result = method(layer, array)
-                if isinstance(result, Array) or result is None:
-                    reason = _changed(before, layer)
-                else:
-                    reason = f"it returns {type(result).__name__}, no array"
-            except (UserError, _BackwardOpaque):
-                raise
-            except Exception as error:  # whatever a layer does with an array that has no numbers
-                reason = _why(error)
+        result, reason = self._tried(layer, lambda: _checked(method, layer, array), reason)
         if reason is None:
             return result
         if method.__name__ == "backward":
             raise _BackwardOpaque(layer, reason)
-        del self._tracer.steps[count:]
-        vars(layer).update(before)
-        y = self._probe(layer, array)
-        self.opaque[layer] = array
+        y, self.opaque[layer] = self._probe(layer, array), array
         return self._called(type(layer).forward, (layer, array), y.shape, y.dtype, reason)
+
+    def _tried(self, owner, function, reason):
+        """(what a function of the owner's returns, None), or (None, why it is not traced), and then nothing was."""
+        count, before = len(self._tracer.steps), dict(vars(owner))
+        try:
+            if reason is None:
+                return function(), None
+        except (UserError, _BackwardOpaque):
+            raise
+        except Exception as error:  # whatever is done with an array that has no numbers
+            reason = _why(error)
+        del self._tracer.steps[count:]
+        vars(owner).clear()
+        vars(owner).update(before)
+        return None, reason
 
     def _called(self, function, arguments, shape, dtype, reason):
         return self._tracer.step("opaque", (function, *arguments), [Array(self._tracer, shape, dtype)], reason)
@@ -137,8 +129,24 @@ class _BackwardOpaque(Exception):
         self.layer = layer
 
 
+class _Refused(Exception):
+    """What a layer does that no program has, in a clause."""
+
+
 def _why(error):
-    return f"{error} ({where(error)})" if isinstance(error, Untraceable) else f"{error!r} ({where(error)})"
+    told = str(error) if isinstance(error, Untraceable | _Refused) else repr(error)
+    return told if isinstance(error, _Refused) else f"{told} ({where(error)})"
+
+
+def _checked(method, layer, array):
+    """What a layer's method returns, if it is an array and the layer is as it was."""
+    before, result, after = _attributes(layer), method(layer, array), _attributes(layer)
+    if not isinstance(result, Array) and result is not None:
+        raise _Refused(f"it returns {type(result).__name__}, no array")
+    changed = sorted(name for name in {**before, **after} if before.get(name, _why) is not after.get(name, _why))
+    if changed:
+        raise _Refused(f"it changes its own {', '.join(changed)}")
+    return result
 
 
 @contextmanager
@@ -163,10 +171,3 @@ def _as_found(model):
 
 def _attributes(layer):
     return {name: value for name, value in vars(layer).items() if name != "_kept"}
-
-
-def _changed(before, layer):
-    """Why a layer that changes what it has is opaque, or None."""
-    now = _attributes(layer)
-    changed = sorted(name for name in before.keys() | now.keys() if now.get(name, _why) is not before.get(name, _why))
-    return f"it changes its own {', '.join(changed)}" if changed else None

@@ -59,7 +59,7 @@ def _lives(plan):
         for array in step.results:
             if array in plan.memory.offsets:
                 first[array] = last[array] = index
-        for array in step.reads():
+        for array in step.reads:
             if (array.base or array) in first:
                 last[array.base or array] = index
     last.update((array, len(plan.steps) - 1) for array in plan.program.outputs if array in first)
