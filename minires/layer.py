@@ -173,6 +173,29 @@ def listening(layers, listener):
 
 
 @contextmanager
+def left_as_found(model):
+    """Afterwards every layer of a model has the attributes, statistics and random streams that it had before.
+
+    Modes, listeners, what forward kept: all of it. A weight changed in place stays changed.
+    """
+    found = [(layer, dict(vars(layer)), {name: getattr(layer, name).copy() for name in layer.buffers})
+             for _, layer in model.named_layers()]
+    streams = [(value, value.bit_generator.state) for _, attributes, _ in found for value in attributes.values()
+               if isinstance(value, np.random.Generator)]
+    try:
+        yield
+    finally:
+        for layer, attributes, buffers in found:
+            vars(layer).clear()
+            vars(layer).update(attributes)
+            for name, values in buffers.items():
+                getattr(layer, name)[...] = values
+        for stream, state in streams:
+            stream.bit_generator.state = state
+        changed()
+
+
+@contextmanager
 def evaluating(model):
     """Inside, every layer is in evaluation mode; afterwards each in its own again."""
     training = [(layer, "training" in vars(layer)) for _, layer in model.named_layers() if layer.training]

@@ -11,8 +11,11 @@ from minires.backends import reference
 from minires.layers.arguments import pair
 
 STEPS_OF_THE_MATHS = {"output_size", "output_sizes", "taps", "pad_image", "crop_image", "im2col", "col2im"}  # not operators
-OPERATORS = {name: function for name, function in vars(reference).items()
-             if inspect.isfunction(function) and name not in STEPS_OF_THE_MATHS}
+EVERY_OPERATOR = {name: function for name, function in vars(reference).items()
+                  if inspect.isfunction(function) and name not in STEPS_OF_THE_MATHS}
+# What draws random numbers, and what each back end makes for itself alone: tested below and in test_cpu_kernels.
+ALONE = {"dropout_keep", "prepare", "digest"}
+OPERATORS = {name: function for name, function in EVERY_OPERATOR.items() if name not in ALONE}
 # The arguments, arrays or tuples of them, that are changed, and nothing is returned.
 IN_PLACE = {"sgd_update": (0, 2), "adamw_update": (0, 2, 3), "add_into": (0,), "zero": (0,), "update_running": (0, 1)}
 TOLERANCE = {np.float64: 1e-12, np.float32: 1e-5}
@@ -57,6 +60,8 @@ def _fused(name, draw):
                                                   (None, shortcut, True, None), (None, None, False, None),
                                                   (None, None, True, block), (None, shortcut, True, block)]:
                 yield dy, z, normalisation, x, before, weight, stride, padding, added, need_dx, front
+            for added, need_dx in [(None, True), (shortcut, True), (None, False)]:  # without a normalisation
+                yield dy, None, None, x, None, weight, stride, padding, added, need_dx
             for added, need_dx in [(None, True), (shortcut, True), (None, False)]:  # x as a block hands it on, unformed
                 yield dy, z, normalisation, x, prologue, weight, stride, padding, added, need_dx, None, None, block[0]
     for shape in IMAGES:
@@ -64,7 +69,9 @@ def _fused(name, draw):
         if name == "normalise_add_relu":
             yield from [(y, (draw(C), draw(C), draw(C)), residual) for residual in (None, draw(*shape))]
         elif name == "add_relu_gradient":
-            yield draw(*shape), reference.relu_forward(y), draw(*shape), draw(C)
+            dy, z, prologue = draw(*shape), draw(*shape), (draw(C), draw(C), draw(C))
+            yield dy, reference.relu_forward(y), z, draw(C)
+            yield from [(dy, None, z, prologue[0], prologue, residual) for residual in (None, draw(*shape))]
         elif name == "batchnorm_coefficients":
             yield from [(draw(C), draw(C), np.abs(draw(C)), draw(C), 1e-5, count) for count in (None, 17)]
 
@@ -76,6 +83,10 @@ def _arguments(name, rng, dtype):
 
     if name in FUSED:
         yield from _fused(name, draw)
+    elif name == "folded":
+        for (_, weight, bias, _), _ in _conv(draw):
+            scale, shift, mean = (draw(weight.shape[3]) for _ in range(3))
+            yield from [(weight, given, scale, shift, mean, mean**2, 1e-5) for given in (None, bias)]
     elif name.startswith("conv2d"):
         for (x, weight, bias, dy), (kernel, *geometry) in _conv(draw):
             yield from {"conv2d_forward": [(x, weight, bias, *geometry), (x, weight, None, *geometry)],
@@ -129,6 +140,10 @@ def _arguments(name, rng, dtype):
             images = len(shape) == 4 and bool(dtype == np.float64 or np.prod(shape[:3]) > 2)  # of two, dx cancels to noise
             yield from {
                 "channel_sum": [(dy,)],
+                "batch_moments": [(x,), (x + 100,)] * images,
+                "gradient_sums": [(dy, x, bias)],
+                "normalise": [(x, (bias, weight, bias))],
+                "normalise_gradient": [(dy, x, (bias, weight, bias, weight))],
                 "batchnorm_forward": [(x, weight, bias, 1e-5), (x + 100, weight, bias, 0.1)] * images,
                 "batchnorm_apply": [(x, *channel[1:], weight, bias, 1e-5)] * images,
                 "batchnorm_backward": [(dy, x, *channel[1:], weight, 1e-5, mode) for mode in (True, False)] * images,
@@ -223,8 +238,25 @@ LAYOUTS = {
 @pytest.mark.parametrize("module", each_backend(*OTHERS))
 def test_every_backend_has_the_reference_signatures(module):
     other = importlib.import_module(f"minires.backends.{module}")
-    for name, function in OPERATORS.items():
+    for name, function in EVERY_OPERATOR.items():
         assert str(inspect.signature(getattr(other, name))) == str(inspect.signature(function)), name
+
+
+def test_what_dropout_keeps_is_drawn_by_the_generator(backend):
+    x, p = np.zeros((50, 40), np.float32), 0.3
+    keep = operators(backend).dropout_keep(x, np.random.default_rng(1), p)
+    assert np.array_equal(keep, np.random.default_rng(1).random(x.shape, np.float32) >= p)
+
+
+@pytest.mark.parametrize("module", ["reference", "cpu"])
+def test_a_digest_tells_every_change(module, rng):
+    for dtype in (np.float32, np.float64):
+        array = rng.standard_normal((3, 3, 16, 32)).astype(dtype)
+        digests = {operators(module).digest(array)}
+        for change in (lambda a: a[..., ::-1], lambda a: a.transpose(1, 0, 2, 3), lambda a: np.roll(a, 1, 2),
+                       lambda a: np.nextafter(a, 9), lambda a: np.where(np.arange(32) == 31, a, -a)):
+            digests.add(operators(module).digest(np.ascontiguousarray(change(array)).astype(dtype)))
+        assert len(digests) == 6 and operators(module).digest(array.copy()) in digests
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])

@@ -131,9 +131,9 @@ def batchnorm_apply(x, mean, var, weight, bias, eps):
     return weight * ((x - mean) / np.sqrt(var + eps)) + bias
 
 
-def gradient_sums(g, x, mean):
-    """sum(g) and sum(g * (x - mean)) over all but the channels: all of g that batch normalisation's factors need."""
-    return channel_sum(g), channel_sum(g * (x - mean))
+def gradient_sums(g, z, mean):
+    """sum(g) and sum(g * (z - mean)) over all but the channels: all of g that batch normalisation's factors need."""
+    return channel_sum(g), channel_sum(g * (z - mean))
 
 
 def batchnorm_backward(dy, x, mean, var, weight, eps, batch_statistics):

@@ -4,8 +4,7 @@
     rewrites    fewer passes over memory for the same numbers
     memory      where each value lies, and what is made again instead of kept
     run         the first run, and all others
-    compiled    minires.compile
-    report      what a plan prints
+    compiled    minires.compile; report: what a plan prints
 """
 from minires.plan.compiled import compile
 

@@ -7,7 +7,6 @@ For each shape of its arguments the first call makes a plan and runs it operator
 launched, without Python. A change of the model (a mode, an attribute, a parameter's array, a listener) is noticed, and
 planned anew.
 """
-from collections import OrderedDict
 from operator import is_
 
 import numpy as np
@@ -33,16 +32,15 @@ def compile(model, loss=None, *, input_gradient=False):
 
 
 class _Compiled:
-    """Plans by the shapes and dtypes of the arguments, the most recent last."""
+    """Plans by the shapes and dtypes of the arguments."""
 
     _input_gradient = False
 
     def __init__(self, model, loss, rewrites):
-        self.model, self.loss, self._rewrites, self._plans = model, loss, rewrites, OrderedDict()
+        self.model, self.loss, self._rewrites, self._plans = model, loss, rewrites, {}
 
     def _run(self, inputs):
-        """What is planned for some inputs, or None where layers run as they are: for one shape too many, and where calls of
-        layers go to somebody else (`calls_go_to`)."""
+        """What is planned for some inputs, or None: for one shape too many, and where layers' calls go elsewhere."""
         if is_watched():
             return None
         key, found = self._known(inputs)

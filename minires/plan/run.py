@@ -34,10 +34,7 @@ class Runner:
         """Compute again what was computed from weights alone."""
         for step in self._program.constant:
             for array, value in zip(step.results, self._compute(step), strict=True):
-                if array in self._values:
-                    self._values[array][...] = value
-                else:
-                    self._values[array] = value
+                self._values.setdefault(array, value)[...] = value
 
     def operators(self):
         """[(Step, functions that run it)] of all steps that run each time, after the first run."""

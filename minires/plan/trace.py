@@ -3,15 +3,12 @@
 What a layer computes that is no operator (it asks for numbers, changes itself, or somebody listens) is *opaque*: the program
 calls the layer where it stands, forward and backward, and everything around it is planned.
 """
-from contextlib import contextmanager
-from copy import deepcopy
-
 import numpy as np
 
 from minires.backends import to_device, tracer_of_caller
 from minires.backends.trace import Array, Tracer, Untraceable, where
 from minires.errors import UserError
-from minires.layer import calls_go_to, changed, inference_mode
+from minires.layer import calls_go_to, inference_mode, left_as_found
 from minires.plan.program import Program
 
 
@@ -27,7 +24,7 @@ def trace(model, loss, inputs, device, input_gradient=False):
         tracer = Tracer(device)
         arrays, watch = [tracer.array(*each) for each in inputs], _Watch(tracer, model, known)
         try:
-            with tracer.tracing(), _as_found(model), calls_go_to(watch, tell=False):
+            with tracer.tracing(), left_as_found(model), calls_go_to(watch, tell=False):
                 outputs = _step(tracer, watch, model, loss, *arrays)
         except _BackwardOpaque as found:
             known[found.layer] = str(found)
@@ -75,7 +72,7 @@ class _Watch:
     def loss(self, loss, name, arguments, shape, dtype):
         """The loss's forward or backward, traced or, if it computes by itself, called."""
         reason = "its forward is opaque" if loss in self.opaque else self._known.get(loss)
-        result, reason = self._tried(loss, lambda: getattr(loss, name)(*arguments), reason)
+        result, reason = self._tried(loss, lambda: (getattr(loss, name)(*arguments), None), reason)
         if reason is None:
             return result
         if name == "backward" and loss not in self.opaque:
@@ -98,11 +95,13 @@ class _Watch:
         count, before = len(self._tracer.steps), dict(vars(owner))
         try:
             if reason is None:
-                return function(), None
+                result, reason = function()
+                if reason is None:
+                    return result, None
         except (UserError, _BackwardOpaque):
             raise
         except Exception as error:  # whatever is done with an array that has no numbers
-            reason = _why(error)
+            reason = f"{error if isinstance(error, Untraceable) else repr(error)} ({where(error)})"
         del self._tracer.steps[count:]
         vars(owner).clear()
         vars(owner).update(before)
@@ -115,7 +114,7 @@ class _Watch:
         """What the layer makes of zeros, computed, and leaving no trace: its shape is known no other way."""
         token = tracer_of_caller.set(None)
         try:
-            with _as_found(layer), calls_go_to(None, tell=False), inference_mode(), np.errstate(all="ignore"):
+            with left_as_found(layer), calls_go_to(None, tell=False), inference_mode(), np.errstate(all="ignore"):
                 return layer.forward(to_device(np.zeros(array.shape, array.dtype), array.device))
         finally:
             tracer_of_caller.reset(token)
@@ -129,44 +128,13 @@ class _BackwardOpaque(Exception):
         self.layer = layer
 
 
-class _Refused(Exception):
-    """What a layer does that no program has, in a clause."""
-
-
-def _why(error):
-    told = str(error) if isinstance(error, Untraceable | _Refused) else repr(error)
-    return told if isinstance(error, _Refused) else f"{told} ({where(error)})"
-
-
 def _checked(method, layer, array):
-    """What a layer's method returns, if it is an array and the layer is as it was."""
+    """(What a layer's method returns, why no program has that or None)."""
     before, result, after = _attributes(layer), method(layer, array), _attributes(layer)
-    if not isinstance(result, Array) and result is not None:
-        raise _Refused(f"it returns {type(result).__name__}, no array")
-    changed = sorted(name for name in {**before, **after} if before.get(name, _why) is not after.get(name, _why))
+    changed = sorted(name for name in {**before, **after} if before.get(name, _checked) is not after.get(name, _checked))
     if changed:
-        raise _Refused(f"it changes its own {', '.join(changed)}")
-    return result
-
-
-@contextmanager
-def _as_found(model):
-    """Afterwards every layer has the attributes, statistics and random streams that it had before."""
-    found = [(layer, dict(vars(layer)), {name: getattr(layer, name).copy() for name in layer.buffers})
-             for _, layer in model.named_layers()]
-    streams = [(value, deepcopy(value.bit_generator.state)) for layer, attributes, _ in found
-               for value in attributes.values() if isinstance(value, np.random.Generator)]
-    try:
-        yield
-    finally:
-        for layer, attributes, buffers in found:
-            vars(layer).clear()
-            vars(layer).update(attributes)
-            for name, values in buffers.items():
-                getattr(layer, name)[...] = values
-        changed()
-        for stream, state in streams:
-            stream.bit_generator.state = state
+        return result, f"it changes its own {', '.join(changed)}"
+    return result, None if isinstance(result, Array | type(None)) else f"it returns {type(result).__name__}, no array"
 
 
 def _attributes(layer):

@@ -5,7 +5,7 @@
 """
 from contextlib import contextmanager
 
-from minires.layer import changed, listening
+from minires import layer
 
 
 @contextmanager
@@ -14,20 +14,15 @@ def left_as_found(model):
 
     That covers modes, running statistics, what forward kept and taps; a weight changed in place it does not.
     """
-    found = [(layer, {**vars(layer), **{name: getattr(layer, name).copy() for name in layer.buffers}})
-             for _, layer in model.named_layers()]
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
-    for parameter, gradient in gradients:
-        parameter.grad = gradient * 0
-    try:
-        yield
-    finally:
-        for layer, attributes in found:
-            vars(layer).clear()
-            vars(layer).update(attributes)
-        changed()
+    with layer.left_as_found(model):
         for parameter, gradient in gradients:
-            parameter.grad = gradient
+            parameter.grad = gradient * 0
+        try:
+            yield
+        finally:
+            for parameter, gradient in gradients:
+                parameter.grad = gradient
 
 
 @contextmanager
@@ -42,13 +37,13 @@ def opened(model):
 def tapped(model, on_forward=None, on_backward=None):
     """Inside, on_forward(name, layer, y) is called after each layer's forward, on_backward(name, layer, dy, dx) after its
     backward, for the model (named "") and all below it."""
-    names = {layer: name for name, layer in model.named_layers()}
+    names = {part: name for name, part in model.named_layers()}
 
-    def tell(layer, method, array, result):
+    def tell(part, method, array, result):
         if method == "forward" and on_forward is not None:
-            on_forward(names[layer], layer, result)
+            on_forward(names[part], part, result)
         if method == "backward" and on_backward is not None:
-            on_backward(names[layer], layer, array, result)
+            on_backward(names[part], part, array, result)
 
-    with listening(names, tell):
+    with layer.listening(names, tell):
         yield
