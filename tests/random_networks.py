@@ -117,6 +117,8 @@ def _conv(pick, shape, training):
 def _pool(pick, shape, training, dilations=((1, 1),)):
     kernel, stride = pair("", pick(2, 3, (1, 2), (3, 2)), 1), pair("", pick(2, 1, (2, 1), 3), 1)
     padding, dilation = tuple(pick(0, size // 2) for size in kernel), pick(*dilations)
+    if dilation != (1, 1):
+        padding = (0, 0)  # else a window may lie in the padding alone, whose maximum is -inf
     arguments = (kernel, stride, padding) if len(dilations) == 1 else (kernel, stride, padding, dilation)
     return arguments, _windowed(shape, shape[3], kernel, stride, padding, dilation)
 

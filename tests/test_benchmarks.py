@@ -31,7 +31,7 @@ def run_cli(*arguments):
 @pytest.fixture
 def results(tmp_path, monkeypatch):
     """The folder that results go to."""
-    for module in (benchmarks, kernels, scaling, rewrites):
+    for module in (benchmarks, kernels, scaling):
         monkeypatch.setattr(module, "RESULTS", tmp_path)
     return tmp_path
 
