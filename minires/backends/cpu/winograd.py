@@ -60,13 +60,13 @@ def transform_images(M, LANES, adjoint, image, start, pitch, C, H, W, points, fi
                     for j in range(M):
                         output_adjoint_1d(M, LANES, image, corner + j * C, pitch, temp, j * LANES, size * LANES)
                     for i in range(size):
-                        output_adjoint_1d(M, LANES, temp, i * size * LANES, LANES,
+                        output_adjoint_1d(M, LANES, temp, i * size * LANES, LANES + 0,
                                           points, i * size * plane + tile_at + c, plane)
                 else:
                     for j in range(size):
                         input_1d(M, LANES, image, corner + j * C, pitch, temp, j * LANES, size * LANES)
                     for i in range(size):
-                        input_1d(M, LANES, temp, i * size * LANES, LANES,
+                        input_1d(M, LANES, temp, i * size * LANES, LANES + 0,
                                  points, i * size * plane + tile_at + c, plane)
 
 
@@ -82,7 +82,7 @@ def transform_back(M, LANES, points, first_tile, plane, y, start, C, H, W, temp)
                     output_1d(M, LANES, points, j * plane + tile_at + c, size * plane, temp, j * LANES,
                               size * LANES)
                 for i in range(M):
-                    output_1d(M, LANES, temp, i * size * LANES, LANES,
+                    output_1d(M, LANES, temp, i * size * LANES, LANES + 0,
                               y, start + ((th * M + i) * W + tw * M) * C + c, C)
 
 
@@ -104,7 +104,7 @@ def transform_weight(M, LANES, weight, at, plane, points, target, points_plane, 
         for j in range(3):
             weight_1d(M, LANES, weight, at + i + j * plane, 3 * plane, temp, j * LANES, 3 * LANES)
         for k in range(size):
-            weight_1d(M, LANES, temp, 3 * k * LANES, LANES, points, target + i + k * size * points_plane, points_plane)
+            weight_1d(M, LANES, temp, 3 * k * LANES, LANES + 0, points, target + i + k * size * points_plane, points_plane)
 
 
 @jit.part
@@ -175,7 +175,7 @@ def transform_weight_back(M, LANES, C, O, du, dweight, temp):
         for j in range(size):
             weight_adjoint_1d(M, LANES, du, j * C * O + at, size * C * O, temp, j * LANES, size * LANES)
         for i in range(3):
-            weight_adjoint_1d(M, LANES, temp, i * size * LANES, LANES, dweight, 3 * i * C * O + at, C * O)
+            weight_adjoint_1d(M, LANES, temp, i * size * LANES, LANES + 0, dweight, 3 * i * C * O + at, C * O)
 
 
 @cache
