@@ -61,7 +61,7 @@ def _fused(name, draw):
                                                   (None, None, True, block), (None, shortcut, True, block)]:
                 yield dy, z, normalisation, x, before, weight, stride, padding, added, need_dx, front
             for added, need_dx in [(None, True), (shortcut, True), (None, False)]:  # without a normalisation
-                yield dy, None, None, x, None, weight, stride, padding, added, need_dx
+                yield dy, None, None, x, None, weight, stride, padding, added, need_dx, None
             for added, need_dx in [(None, True), (shortcut, True), (None, False)]:  # x as a block hands it on, unformed
                 yield dy, z, normalisation, x, prologue, weight, stride, padding, added, need_dx, None, None, block[0]
     for shape in IMAGES:

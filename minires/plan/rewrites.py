@@ -188,7 +188,7 @@ def sum_into_gradient(program):
         for dx, other in (step.arguments, step.arguments[::-1]):
             unit = makers.get(dx)
             if _is(unit, "conv2d_unit_gradient") and unit not in changes and readers[dx] == [step] and (
-                    unit.arguments[8] is None and other is not dx):
+                    unit.arguments[8] is None and other is not dx and not any(map(readers.get, unit.results[1:]))):
                 changes[step] = [_with(unit, {8: other}, {0: step.results[0]})]
                 changes[unit] = []
                 break

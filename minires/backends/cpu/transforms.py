@@ -25,8 +25,8 @@ ResNet-20 shapes in float32: direct 2 to 4e-7 forward; F(2, 3) less, 1.6 to 2.7e
 Source: Winograd 1980; Lavin & Gray 2016, "Fast Algorithms for Convolutional Neural Networks", arXiv:1509.09308.
 
 Each function reads its vectors from x, `step` elements apart from `at` on, and writes to y, `hop` apart from `to` on.
-M is m, LANES the vector width; both are compile-time constants, and the functions are inlined. Whoever steps by a vector says
-LANES + 0: for a constant there, beside the numbers that others give, each function would be compiled twice.
+M is m, LANES the vector width; both are compile-time constants, and the functions are inlined. Whoever steps by a vector
+says LANES + 0: for a constant there, beside the numbers that others give, each function would be compiled twice.
 """
 
 from minires.backends.cpu import jit

@@ -8,7 +8,7 @@ results, losses too, stay on it until they are read.
 """
 import cupy
 
-from minires.backends.composed import add_into, digest, folded, prepare, zero
+from minires.backends.composed import add_into, digest, prepare, zero
 from minires.backends.cuda.conv import conv2d_forward, conv2d_input_gradient, conv2d_weight_gradient
 from minires.backends.cuda.elementwise import (
     add,
@@ -25,6 +25,7 @@ from minires.backends.cuda.fused import (
     conv2d_bias_relu,
     conv2d_moments,
     conv2d_unit_gradient,
+    folded,
     normalise,
     normalise_add_relu,
     normalise_gradient,

@@ -62,6 +62,11 @@ def conv2d_bias_relu(x, weight, bias, residual, relu, stride, padding, prepared=
     return conv.add_bias_relu(y, bias, residual, relu)
 
 
+def folded(weight, bias, bn_weight, bn_bias, mean, var, eps):
+    """See composed.folded."""
+    return tuple(map(cupy.ascontiguousarray, composed.folded(weight, bias, bn_weight, bn_bias, mean, var, eps)))
+
+
 def normalise(z, prologue):
     """See composed.normalise."""
     return _affine(z, prologue, None, False)
