@@ -3,10 +3,10 @@
 What they compute is `minires.backends.composed`; the derivations are those of the layers. For a block of two units with
 tensors of T bytes, forward reads x, writes z1; reads z1, writes z2; reads z2 and x, writes y: 7 T. Backward reads dy, y
 and z2, writes g; reads g, z2 and z1, writes the gradient at the first ReLU; reads that, z1, x and g, writes dx: 13 T.
-Unfused the same block moves 44 T, since each normalisation, ReLU and addition makes a pass of its own. In a network blocks
-are joined (layers/fused.py). Forward the next block reads z2 and x, and writes y beside its own z1: 6 T. Backward what
-writes dx reads the z2 of the block in front as well and writes that block's g: 10 T. Where the images between blocks are
-dropped, forming y again moves 3 T more, of a stage's last such image 1 T: the convolution's gradient forms it as it reads.
+Layer by layer the same block moves 44 T, since each normalisation, ReLU and addition makes a pass of its own. A plan joins
+blocks (minires/plan/rewrites.py). Forward the next block then reads z2 and x, and writes y beside its own z1: 6 T. Backward
+what writes dx reads the z2 of the block in front as well and writes that block's g: 10 T. Where y is dropped between forward
+and backward, forming it again moves 3 T more, of a stage's last one 1 T: the convolution's gradient forms it as it reads.
 
 `unit_gradient`, loop order: as the weight gradient in conv.py, but for each image dz is formed in padded scratch, once,
 and serves the weight gradient and the input gradient; dx is formed in scratch too, and the ReLU's mask and the two sums

@@ -1,6 +1,6 @@
 """What NumPy itself computes on the CPU: the linear layer, by BLAS, and the losses, small beside any convolution.
 
-Called by `here`, so that a recording has them too.
+Called by `here`, so that a program has them too.
 """
 from minires.backends import reference
 from minires.backends.cpu.threads import here

@@ -245,7 +245,7 @@ class _Pool:
 
     def launch(self, kernel, tasks, work, *arguments):
         """See the module's docstring. work: about how many operations all tasks are."""
-        most, state, recording = (min(tasks, MOST_THREADS) if work >= SMALL else 1), self._state, recorder.get()
+        most, state, notes = (min(tasks, MOST_THREADS) if work >= SMALL else 1), self._state, recorder.get()
         threads = min(self.threads, most)
         with self._lock:  # for one thread too: scratch memory is one set for all callers
             state[THREADS] = threads
@@ -266,8 +266,8 @@ class _Pool:
                 raise RuntimeError(f"the kernel {kernel.__name__} raised an exception in another thread than the caller's")
             if self.after_launch is not None:
                 self.after_launch(arguments)
-            if recording is not None:
-                recording.note(state[ENTRY], state[ARGUMENTS:ARGUMENTS - (-state[SIZE] // 8)], most, arguments)
+            if notes is not None:
+                notes.note(state[ENTRY], state[ARGUMENTS:ARGUMENTS - (-state[SIZE] // 8)], most, arguments)
 
     def repeat(self, entries, frames, most):
         """Run kernels again: their entries, addresses of their arguments, and how many threads each may have at most."""
@@ -318,9 +318,9 @@ def launch(kernel, tasks, work, *arguments):
 
 
 def here(function, *arguments):
-    """What a function returns that is no single launch, an array (or None) or several: a recording calls it again."""
-    recording = recorder.get()
-    if recording is None:
+    """What a function returns that is no single launch, an array (or None) or several: a program calls it again."""
+    notes = recorder.get()
+    if notes is None:
         return function(*arguments)
     token = recorder.set(None)
     try:
@@ -328,7 +328,7 @@ def here(function, *arguments):
             results = function(*arguments)
     finally:
         recorder.reset(token)
-    return recording.note_function(function, arguments, results)
+    return notes.note_function(function, arguments, results)
 
 
 def _after_fork():
