@@ -40,6 +40,7 @@ Where the rest lives; help(minires.layers) and so on go on from here:
     minires.commands     the command line, one file per command; minires.cli gathers them: `minires --help`
     minires.files        safetensors in and out
     minires.reprs        how objects print themselves
+    minires.watching     listeners of layers, and who takes their calls
     minires.errors       UserError
 """
 import importlib

@@ -15,7 +15,6 @@ What the derivations of this project are written in, docstrings and notebooks al
 
 A backward pass is a transpose: δy = A δx makes δL = <dy, A δx> = <A^T dy, δx>, hence dx = A^T dy.
 """
-import functools
 from contextlib import contextmanager
 from contextvars import ContextVar
 from enum import Enum
@@ -25,9 +24,13 @@ import numpy as np
 from minires.backends import device_of, ops_for, to_device, to_numpy
 from minires.errors import UserError
 from minires.reprs import Shown, describe
+from minires.watching import Noticed, changed, heard
+from minires.watching import calls_go_to as calls_go_to  # for who watches layers
+from minires.watching import changes as changes
+from minires.watching import is_watched as is_watched
+from minires.watching import listening as listening
 
 _inference = ContextVar("minires_inference", default=None)  # inside inference_mode a dict: see inference_cache
-_watch = ContextVar("minires_watch", default=(None, True))  # what `calls_go_to` was given
 
 
 @contextmanager
@@ -54,33 +57,7 @@ def inference_cache():
     return _inference.get()
 
 
-_changes = [0]
-
-
-def changes():
-    """How often anything was set on any layer or parameter, but for what forward keeps."""
-    return _changes[0]
-
-
-def changed():
-    """Count a change that was made past the attributes, as through vars(layer)."""
-    _changes[0] += 1
-
-
-class _Noticed:
-    """Counts what is set on it: see `changes`."""
-
-    def __setattr__(self, name, value):
-        object.__setattr__(self, name, value)
-        if name != "_kept":
-            _changes[0] += 1
-
-    def __delattr__(self, name):
-        object.__delattr__(self, name)
-        _changes[0] += 1
-
-
-class Parameter(Shown, _Noticed):
+class Parameter(Shown, Noticed):
     """An array that is learned, and the gradient of the loss with respect to it, of the same shape and dtype.
 
     `backward` adds to `grad`; `zero_grad` empties it. `decays` says whether weight decay is meant for it when an
@@ -110,66 +87,6 @@ def zero_gradients(parameters):
     gradients = [parameter.grad for parameter in parameters]
     if gradients:
         ops_for(gradients[0]).zero(gradients)
-
-
-def heard(method):
-    """A layer's `forward` or `backward`, with word of each call for the layer's listeners and for `calls_go_to`."""
-    name = method.__name__
-
-    @functools.wraps(method)
-    def call(layer, array):
-        watch, tell = _watch.get()
-        if (watch is None and not layer.listeners) or getattr(type(layer), name) is not call:  # the latter: super().forward
-            return method(layer, array)
-        result = method(layer, array) if watch is None else watch(method, layer, array)
-        for listener in layer.listeners if tell else ():
-            replaced = listener(layer, name, array, result)
-            result = result if replaced is None else replaced
-        return result
-
-    return call
-
-
-def is_watched():
-    """Whether the caller is inside `calls_go_to`."""
-    return _watch.get()[0] is not None
-
-
-@contextmanager
-def calls_go_to(watch, tell=True):
-    """Inside, each layer's forward and backward is watch(method, layer, array), which calls method(layer, array) itself.
-
-    One inside another comes first, and the method that it is given is the other's watch. With None layers compute themselves
-    again. tell: whether listeners are told.
-    """
-    outer, _ = _watch.get()
-
-    def chained(method, layer, array):
-        return watch(functools.wraps(method)(lambda layer, array: outer(method, layer, array)), layer, array)
-
-    token = _watch.set((watch if watch is None or outer is None else chained, tell))
-    try:
-        yield
-    finally:
-        _watch.reset(token)
-
-
-@contextmanager
-def listening(layers, listener):
-    """Inside, each of the layers has one listener more (see `Layer`); afterwards, however the block ends, it is gone again.
-
-    Those of others stay, whether they came before or inside, and a layer that had none is as if it never had one.
-    """
-    layers, own = list(dict.fromkeys(layers)), functools.partial(listener)  # a listener that stands there twice goes once
-    try:
-        for layer in layers:
-            layer.listeners = (*layer.listeners, own)
-        yield
-    finally:
-        for layer in layers:
-            layer.listeners = tuple(other for other in layer.listeners if other is not own)
-            if not layer.listeners:
-                del layer.listeners
 
 
 @contextmanager
@@ -216,7 +133,7 @@ class Kept(Enum):
     NOTHING_YET, USED, INFERENCE = range(3)
 
 
-class Layer(_Noticed):
+class Layer(Noticed):
     """A function with a hand-written derivative. Subclasses write `forward` and `backward`, one under the other.
 
     Attributes that are Parameters or Layers are found automatically, in the order of construction;
