@@ -6,7 +6,7 @@ import numpy as np
 
 from minires.backends import use_backend
 from minires.errors import UserError
-from minires.layer import listening
+from minires.layer import evaluating, listening
 from minires.layers import Conv2d, Linear
 
 
@@ -31,14 +31,10 @@ def summarise(model, image_size, in_channels=3):
     if image_size < 1:
         raise UserError(f"image size {image_size} is too small: expected 1 pixel or more")
     x = np.zeros((1, image_size, image_size, in_channels), np.float32)
-    modes = [(layer, layer.training) for _, layer in model.named_layers()]
-    # The reference back end runs each layer by itself and has nothing to compile. Not inference_mode: there layers may
-    # be folded into one another.
-    with use_backend("reference"), _recorded_outputs(model) as outputs:
-        model.eval().forward(x)
+    # The reference back end has nothing to compile.
+    with use_backend("reference"), evaluating(model), _recorded_outputs(model) as outputs:
+        model.forward(x)
     model.forget()
-    for layer, training in modes:
-        layer.training = training
     return [_summary(name, layer, shape) for name, layer, shape in outputs]
 
 
