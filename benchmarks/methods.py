@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit, prange
 
-from minires.backends.cpu import conv
+from minires.backends import cpu
 from minires.backends.cpu.algorithm import use_convolution, winograd_size
 
 
@@ -141,10 +141,10 @@ def _ours(name):
         return name == f"winograd{size}"
 
     return Method(
-        asked(lambda x, weight, stride, padding: conv.conv2d_forward(x, weight, None, stride, padding, PLAIN)),
-        asked(lambda dy, weight, x_shape, stride, padding: conv.conv2d_input_gradient(dy, weight, x_shape, stride, padding,
+        asked(lambda x, weight, stride, padding: cpu.conv2d_forward(x, weight, None, stride, padding, PLAIN)),
+        asked(lambda dy, weight, x_shape, stride, padding: cpu.conv2d_input_gradient(dy, weight, x_shape, stride, padding,
                                                                                       PLAIN)),
-        asked(lambda dy, x, size, stride, padding: conv.conv2d_weight_gradient(dy, x, size, stride, padding, PLAIN)),
+        asked(lambda dy, x, size, stride, padding: cpu.conv2d_weight_gradient(dy, x, size, stride, padding, PLAIN)),
         Method._field_defaults["fits"] if name == "direct" else asked(fits))
 
 

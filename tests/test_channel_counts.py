@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from random_networks import Pick, examples
 
 from minires.backends import reference
-from minires.backends.cpu.geometry import ACCUMULATORS
-from minires.backends.cpu.host import lanes_of
+from minires.backends.cpu.host import block_of
+from minires.backends.cpu.units import tiling_of
 from minires.backends.reference import output_size
 from minires.layers import Conv2d
 
@@ -57,9 +57,9 @@ def test_any_channels(module, dtype, data):
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("module", each_backend("cpu", "cuda"))
 def test_channels_that_meet_the_kernels_sizes(module, dtype):
-    """As many as registers hold pixels in one direction, as many as vectors have lanes in the other."""
-    lanes = lanes_of(np.dtype(dtype))
-    for C, O in {(ACCUMULATORS, lanes), (lanes, ACCUMULATORS), (2 * lanes, lanes), (lanes + 1, lanes)}:
+    """Blocks that are full, and one channel more or less; as many as a tile has rows."""
+    block, rows = block_of(np.dtype(dtype)), tiling_of(np.dtype(dtype), 1).rows
+    for C, O in {(block, 2 * block), (block + 1, block - 1), (rows, block), (3 * block, rows)}:
         compare(module, dtype, (2, 8, 4, C), O, *PLAIN)
 
 

@@ -75,11 +75,12 @@ def test_winograd_errors_in_float32_are_near_the_direct_kernels(rng):
     assert errors["winograd4"] / np.abs(want).max() < 1e-5
 
 
-def test_an_image_not_made_of_whole_tiles_is_computed_directly():
-    def size(H, C):
-        return winograd_size((2, H, H, C), np.dtype(np.float32), C, (3, 3), *SAME, (1, 1))
+def test_winograd_is_chosen_where_it_multiplies_less():
+    def size(N, H, C):
+        return winograd_size((N, H, H, C), np.dtype(np.float32), C, (3, 3), *SAME, (1, 1))
 
-    assert (size(8, 32), size(6, 32), size(7, 32), size(8, 33)) == (4, 2, None, None)
+    assert (size(2, 8, 32), size(2, 7, 33), size(8, 2, 32)) == (4, 4, 2)
+    assert (size(1, 4, 512), size(2, 8, 3), size(64, 1, 32)) == (None, None, None)  # few tiles, few channels, one pixel
 
 
 def test_an_unknown_algorithm_is_refused():

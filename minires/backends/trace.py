@@ -10,6 +10,7 @@ An `Array` has a shape and a dtype, and whoever asks for more gets Untraceable. 
 are arrays of NumPy or CuPy that an operator is given: the program refers to them as they are, and reads them when it runs.
 Each operator has one rule here, which says what its results look like.
 """
+import importlib
 import math
 import traceback
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from functools import cached_property
 import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
-from minires.backends import tracer_of_caller
+from minires.backends import host_backend, tracer_of_caller
 from minires.backends.reference import output_size
 
 
@@ -190,10 +191,18 @@ RULES = {
 # The places of the arguments that an operator changes.
 WRITES = {"add_into": (0,), "zero": (0,), "update_running": (0, 1), "batchnorm_coefficients": (6,),
           "conv2d_unit_gradient": (11,)}
-# Operators whose first result may lie where one of these arguments lay: each element, or in a convolution's gradient each
-# feature map, is read before it is written.
-IN_PLACE = {"conv2d_unit_gradient": (8, 0, 1), "add_relu_gradient": (0,), "normalise_add_relu": (2, 0), "add": (0, 1),
+# Operators whose first result may lie where one of these arguments lay: each element is read before it is written.
+IN_PLACE = {"conv2d_unit_gradient": (8,), "add_relu_gradient": (0,), "normalise_add_relu": (2, 0), "add": (0, 1),
             "relu_forward": (0,), "relu_backward": (0,), "normalise": (0,), "normalise_gradient": (0,)}
+
+
+def in_place(step):
+    """The arguments of a step where its first result may lie: IN_PLACE, and what the host's back end adds."""
+    places = IN_PLACE.get(step.operator, ())
+    if places and step.results[0].device == "cpu":
+        more = getattr(importlib.import_module(f"minires.backends.{host_backend()}"), "in_place", None)
+        places += more(step.operator, step.arguments) if more else ()
+    return places
 
 
 class Tracer:

@@ -7,7 +7,7 @@ checkpointing: Chen et al. 2016, https://arxiv.org/abs/1604.06174), if that lowe
 """
 from dataclasses import replace
 
-from minires.backends.trace import IN_PLACE, Array
+from minires.backends.trace import Array, in_place
 from minires.plan.program import like, root
 
 ALIGNMENT = 64  # bytes: a cache line
@@ -28,7 +28,7 @@ class Memory:
 def lifetimes(steps, outputs):
     """{Array: (index of the step that makes it, of the last that reads it)} of all that has a place, and {Array: in whose}.
 
-    A value takes the place of one that ends where it is made, if IN_PLACE says so.
+    A value takes the place of one that ends where it is made, if `in_place` says so.
     """
     first, last = {}, {}
     for index, step in enumerate(steps):
@@ -44,7 +44,7 @@ def lifetimes(steps, outputs):
     holders = {}
     for index, step in enumerate(steps):
         result = step.results[0] if step.results else None
-        for place in IN_PLACE.get(step.operator, ()) if result in first else ():
+        for place in in_place(step) if result in first else ():
             old = step.arguments[place]
             if isinstance(old, Array) and last.get(root(old)) == index and old.nbytes == result.nbytes and (
                     sum(root(array) is root(old) for array in step.reads) == 1):

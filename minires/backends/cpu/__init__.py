@@ -14,7 +14,17 @@ from minires.backends.composed import digest, folded
 from minires.backends.cpu import jit, numba_private, threads
 from minires.backends.cpu.ahead import ahead
 from minires.backends.cpu.algorithm import kernel_name as kernel_name  # of no operator
-from minires.backends.cpu.conv import conv2d_forward, conv2d_input_gradient, conv2d_weight_gradient
+from minires.backends.cpu.convolution import (
+    add_relu_conv2d_moments,
+    conv2d_bias_relu,
+    conv2d_forward,
+    conv2d_input_gradient,
+    conv2d_moments,
+    conv2d_unit_gradient,
+    conv2d_weight_gradient,
+    prepare,
+)
+from minires.backends.cpu.convolution import in_place as in_place  # of no operator
 from minires.backends.cpu.elementwise import (
     adamw_update,
     add,
@@ -27,13 +37,8 @@ from minires.backends.cpu.elementwise import (
     zero,
 )
 from minires.backends.cpu.fused import (
-    add_relu_conv2d_moments,
     add_relu_gradient,
-    conv2d_bias_relu,
-    conv2d_moments,
-    conv2d_unit_gradient,
     normalise_add_relu,
-    prepare,
 )
 from minires.backends.cpu.launches import Launches as Launches  # of no operator
 from minires.backends.cpu.norm import (

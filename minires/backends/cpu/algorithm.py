@@ -3,12 +3,13 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
 
-from minires.backends.cpu import winograd
+from minires.backends.cpu.host import block_of
 from minires.errors import UserError
 
 ALGORITHMS = ("auto", "direct", "winograd2", "winograd4")
 _chosen = ContextVar("minires_convolution", default="auto")
-PLANE_BYTES = 1 << 16  # of weights a point, C * O elements: above, the weights no longer stay in the cache
+WORTH = 0.7  # of the direct kernel's multiplications: with more, transforming costs more than is saved
+FEWEST_TILES = 8  # with fewer, transforming the weights does
 
 
 @contextmanager
@@ -27,24 +28,27 @@ def use_convolution(name):
 
 
 def winograd_size(x_shape, dtype, out_channels, kernel_size, stride, padding, dilation):
-    """m of the Winograd F(m x m, 3x3) to use, 4 or 2, or None for the direct kernel.
-
-    Measured (python -m benchmarks.kernels): F(4x4) is 1.4 to 2.5 times as fast as the direct kernel, F(2x2) 1.1 to 1.7
-    times; so F(4x4) where the image is made of whole tiles of 4, else F(2x2), while the weights fit the cache.
-    """
-    return _winograd_size(_chosen.get(), x_shape[1:], dtype, out_channels, kernel_size, stride, padding, dilation)
+    """m of the Winograd F(m x m, 3x3) to use, 4 or 2, or None for the direct kernel."""
+    return _winograd_size(_chosen.get(), x_shape, dtype, out_channels, kernel_size, stride, padding, dilation)
 
 
 @lru_cache(maxsize=1024)
-def _winograd_size(name, image_shape, dtype, out_channels, kernel_size, stride, padding, dilation):
+def _winograd_size(name, x_shape, dtype, out_channels, kernel_size, stride, padding, dilation):
     plain = (kernel_size, stride, padding, dilation) == ((3, 3), (1, 1), (1, 1), (1, 1))
     if not plain or name == "direct":
         return None
-    H, W, C = image_shape
-    if name == "auto" and C * out_channels * dtype.itemsize > PLANE_BYTES:
-        return None
-    sizes = {"auto": (4, 2), "winograd2": (2,), "winograd4": (4,)}[name]
-    return next((m for m in sizes if winograd.tiling(m, dtype, H, W, C, out_channels)), None)
+    if name != "auto":
+        return int(name[-1])
+    N, H, W, C = x_shape
+    m = min((4, 2), key=lambda m: _products(m, H, W))
+    padded = max(1, block_of(dtype) / C)  # Winograd's blocks hold zeros where there are fewer channels
+    few = N * -(-H // m) * -(-W // m) < FEWEST_TILES
+    return None if few or _products(m, H, W) * padded > WORTH * 9 * H * W else m
+
+
+def _products(m, H, W):
+    """Multiplications of F(m x m, 3x3) for each pair of channels of an image."""
+    return (m + 2) ** 2 * -(-H // m) * -(-W // m)
 
 
 def kernel_name(*convolution):

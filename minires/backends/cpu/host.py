@@ -4,6 +4,7 @@ The processor is the one that Numba compiles for: the host, or what NUMBA_CPU_NA
 that is named without features has those that LLVM knows of it.
 """
 import platform
+from pathlib import Path
 
 import llvmlite.binding as llvm
 from numba.core import config
@@ -46,3 +47,26 @@ VECTOR_BYTES, VECTOR_REGISTERS = _vector_unit()
 def lanes_of(dtype):
     """Elements of `dtype` in one vector register."""
     return VECTOR_BYTES // dtype.itemsize
+
+
+BLOCK_BYTES = 64  # channels that lie together, in the kernels' scratch: a line of the cache
+
+
+def block_of(dtype):
+    """Elements of `dtype` in a block of channels."""
+    return BLOCK_BYTES // dtype.itemsize
+
+
+def _second_level_cache():
+    """Bytes of it that a core has."""
+    try:
+        for index in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
+            if (index / "level").read_text().strip() == "2":
+                size = (index / "size").read_text().strip()
+                return int(size.rstrip("KM")) << (20 if size.endswith("M") else 10)
+    except (OSError, ValueError):
+        pass
+    return 1 << 20 if platform.system() == "Darwin" else 1 << 19
+
+
+CACHE_BYTES = _second_level_cache()

@@ -1,19 +1,20 @@
 """A register-blocked matrix micro-kernel: the inner loop of every convolution.
 
-    C[i, j] (+)= sum over r < r_len, k < k_len of
-                 A[a0 + row(i) + k * a_col + r * a_slab] * B[b0 + k * b_row + r * b_slab + j]
-    for i < rows, j < vectors * lanes;  row(i) = (i % across) * a_row + (i // across) * a_down
+    C[c_row(i) + b * c_block + j] (+)= sum over s from s0 to s1, k < k_len of
+                 A[a_row(i) + a_slab(s) + k * a_col] * B[b_slab(s) + b * b_block + k * BLOCK + j]
+    for ROWS rows i from `row` on, b < BLOCKS, j < BLOCK
 
-All rows * vectors accumulators stay in vector registers while k and r run; each step loads `vectors` vectors of B and
-multiplies them by one broadcast element of A a row. The strides let one kernel serve three products: the convolution
-(A is the padded image, whose overlapping rows *are* the im2col matrix, so nothing is copied), its input gradient (the
-same with the weights flipped) and its weight gradient (rows are taps, the sum runs over pixels).
+All accumulators stay in vector registers while s and k run; each step multiplies the BLOCK neighbours of a row of B by one
+broadcast element of A a row. Channels lie in blocks of BLOCK, one cache line, so that the strides of the inner loop are
+constants whatever the number of channels. Rows and slabs lie wherever an array of offsets says, or a stride apart. That lets
+one kernel serve all products: the convolution (rows are output pixels, slabs the kernel's rows: nothing is copied to where
+the sum runs), its input gradient (the same with the weights turned round), its weight gradient (rows are channels, the sum
+runs over pixels), and Winograd's (rows are tiles).
 
-Loop order: r (kernel rows) outside, k (contiguous taps x channels) inside. Nothing but A and B is
-read: (rows + vectors * lanes) elements for 2 * rows * vectors * lanes operations, from the first-level cache.
+Nothing but A and B is read: (ROWS + BLOCK) elements for 2 * ROWS * BLOCK operations, from the first-level cache.
 
 Numba's own vectoriser gives up on these loops (8 GFLOP/s a core pair against 300 to 400), so the body is written in
-LLVM's IR through `@intrinsic`. Numbers passed for rows, across, vectors and lanes must be compile-time constants.
+LLVM's IR through `@intrinsic`. ROWS, BLOCKS and BLOCK must be compile-time constants.
 """
 from llvmlite import ir
 from numba import types
@@ -22,28 +23,47 @@ from numba.extending import intrinsic
 from minires.backends.cpu import llvm
 from minires.backends.cpu.llvm import I64
 
+UNROLLED = 4  # steps of the sum between two tests for its end
+
 
 @intrinsic(prefer_literal=True)
-def tile(typingctx, rows, across, vectors, lanes, a, a0, a_row, a_down, a_col, a_slab, b, b0, b_row, b_slab,
-         c, c0, c_row, c_down, k_len, r_len, accumulate):
-    """The kernel of this module's docstring. a, b, c: arrays of one dtype; offsets and strides count elements."""
-    sizes = (rows, across, vectors, lanes)
-    if not all(isinstance(size, types.IntegerLiteral) for size in sizes):
+def tile(typingctx, ROWS, BLOCKS, BLOCK, row, a, a0, a_row, a_slab, a_col, b, b0, b_slab, b_block, c, c0, c_row, c_block,
+         s0, s1, k_len, accumulate):
+    """The kernel of this module's docstring: a, b, c arrays of one dtype, from elements a0, b0, c0 on.
+
+    a_row, c_row, a_slab, b_slab: arrays of offsets, or strides. All count elements.
+    """
+    constants = (ROWS, BLOCKS, BLOCK)
+    if not all(isinstance(size, types.IntegerLiteral) for size in constants):
         return None
-    rows, across, vectors, lanes = (size.literal_value for size in sizes)
+    rows, blocks, block = (size.literal_value for size in constants)
+
+    def place(kind):
+        return kind if isinstance(kind, types.Array) else types.int64
+
     n = types.int64
-    signature = types.void(*(types.literal(size) for size in (rows, across, vectors, lanes)),
-                           a, n, n, n, n, n, b, n, n, n, c, n, n, n, n, n, n)
+    signature = types.void(*map(types.literal, (rows, blocks, block)), n, a, n, place(a_row), place(a_slab), n,
+                           b, n, place(b_slab), n, c, n, place(c_row), n, n, n, n, n)
 
     def codegen(context, builder, sig, args):
-        (a_val, a0, a_row, a_down, a_col, a_slab, b_val, b0, b_row, b_slab,
-         c_val, c0, c_row, c_down, k_len, r_len, accumulate) = args[4:]
-        scalar = context.get_data_type(a.dtype)
-        kernel = _Tile(builder, scalar, rows, across, vectors, lanes)
-        pointers = (context.make_array(kind)(context, builder, value).data
-                    for kind, value in ((a, a_val), (b, b_val), (c, c_val)))
-        kernel.emit(*pointers, a0, a_row, a_down, a_col, a_slab, b0, b_row, b_slab, c0, c_row, c_down, k_len, r_len,
-                    accumulate)
+        def pointer(index):
+            return context.make_array(sig.args[index])(context, builder, args[index]).data
+
+        def places(index):
+            """A function from a number to its place."""
+            if isinstance(sig.args[index], types.Array):
+                table = pointer(index)
+                return lambda number: builder.load(builder.gep(table, [number]))
+            return lambda number: builder.mul(number, args[index])
+
+        row, (a0, a_col, b0, b_block, c0, c_block) = args[3], (args[index] for index in (5, 8, 10, 12, 14, 16))
+        kernel = _Tile(builder, context.get_data_type(a.dtype), rows, blocks, block)
+        numbers = [builder.add(row, I64(i)) for i in range(rows)]
+        a_at, c_at = places(6), places(15)
+        a_rows = [builder.gep(pointer(4), [builder.add(a0, a_at(number))]) for number in numbers]
+        c_rows = [builder.gep(pointer(13), [builder.add(c0, c_at(number))]) for number in numbers]
+        kernel.emit(a_rows, places(7), a_col, builder.gep(pointer(9), [b0]), places(11), b_block, c_rows, c_block,
+                    *args[17:])
         return context.get_dummy_value()
 
     return signature, codegen
@@ -52,90 +72,83 @@ def tile(typingctx, rows, across, vectors, lanes, a, a0, a_row, a_down, a_col, a
 class _Tile:
     """Writes one tile's instructions at the builder's position."""
 
-    def __init__(self, builder, scalar, rows, across, vectors, lanes):
-        self.builder, self.scalar = builder, scalar
-        self.rows, self.across, self.vectors, self.lanes = rows, across, vectors, lanes
-        self.vector = ir.VectorType(scalar, lanes)
+    def __init__(self, builder, scalar, rows, blocks, block):
+        self.builder, self.block = builder, block
+        self.vector = ir.VectorType(scalar, block)
         self.align = 4 if isinstance(scalar, ir.FloatType) else 8
-        self.fma = f"llvm.fmuladd.v{lanes}f{8 * self.align}"
-        self.cells = [(i, j) for i in range(rows) for j in range(vectors)]
+        self.fma = f"llvm.fmuladd.v{block}f{8 * self.align}"
+        self.cells = [(i, j) for i in range(rows) for j in range(blocks)]
 
-    def at(self, pointer, offset):
-        return self.builder.gep(pointer, [offset])
+    def at(self, pointer, *offsets):
+        for offset in offsets:
+            pointer = self.builder.gep(pointer, [offset])
+        return pointer
 
     def load(self, pointer):
         return llvm.load(self.builder, pointer, self.vector, self.align)
 
-    def row_offset(self, i, step, down):
-        """row(i) of the module's docstring, in elements."""
-        return self.builder.add(self.builder.mul(I64(i % self.across), step), self.builder.mul(I64(i // self.across), down))
+    def loop(self, name, first, end, step, carried, body):
+        """for k in range(first, end, step): carried = body(k, carried), all of it in registers; -> (k, carried) at the end."""
+        builder = self.builder
+        before = builder.basic_block
+        head, inside, after = (builder.append_basic_block(f"{name}.{part}") for part in ("head", "body", "end"))
+        builder.branch(head)
+        builder.position_at_end(head)
+        k, values = builder.phi(I64), {ij: builder.phi(self.vector) for ij in self.cells}
+        k.add_incoming(first, before)
+        for ij in self.cells:
+            values[ij].add_incoming(carried[ij], before)
+        builder.cbranch(builder.icmp_signed("<", k, end), inside, after)
+        builder.position_at_end(inside)
+        found = body(k, values)
+        k.add_incoming(builder.add(k, I64(step)), builder.basic_block)
+        for ij in self.cells:
+            values[ij].add_incoming(found[ij], builder.basic_block)
+        builder.branch(head)
+        builder.position_at_end(after)
+        return k, values
 
-    def step(self, acc, a_r, a_offsets, a_col, b_r, b_row, k):
-        """Step k of the reduction: acc + A column * B row."""
-        b_k, sums = self.builder.mul(k, b_row), {}
-        b_vectors = [self.load(self.at(b_r, self.builder.add(b_k, I64(j * self.lanes)))) for j in range(self.vectors)]
-        a_k = self.builder.mul(k, a_col)
-        for i in range(self.rows):
-            number = self.builder.load(self.at(a_r, self.builder.add(a_k, a_offsets[i])))
-            a_i = llvm.broadcast(self.builder, number, self.vector)
-            for j in range(self.vectors):
-                sums[i, j] = llvm.call(self.builder, self.fma, self.vector, a_i, b_vectors[j], acc[i, j])
-        return sums
-
-    def emit(self, a, b, c, a0, a_row, a_down, a_col, a_slab, b0, b_row, b_slab, c0, c_row, c_down, k_len, r_len,
-             accumulate):
-        builder, cells = self.builder, self.cells
-        c = self.at(c, c0)
-
-        def cell(i, j):
-            return self.at(c, builder.add(self.row_offset(i, c_row, c_down), I64(j * self.lanes)))
-
-        names = ("load", "slab", "step", "multiply", "slab_next", "end")
-        load, slab, step, multiply, slab_next, end = (builder.append_basic_block(name) for name in names)
-        zero = ir.Constant(self.vector, [0.0] * self.lanes)
-
-        entry = builder.basic_block
-        a_offsets = [self.row_offset(i, a_row, a_down) for i in range(self.rows)]
-        builder.cbranch(builder.icmp_signed("!=", accumulate, I64(0)), load, slab)
+    def emit(self, a_rows, a_slab, a_col, b, b_slab, b_block, c_rows, c_block, s0, s1, k_len, accumulate):
+        builder = self.builder
+        targets = {(i, j): self.at(c_rows[i], builder.mul(I64(j), c_block)) for i, j in self.cells}
+        entry, load, begin = builder.basic_block, *map(builder.append_basic_block, ("load", "begin"))
+        builder.cbranch(builder.icmp_signed("!=", accumulate, I64(0)), load, begin)
         builder.position_at_end(load)
-        loaded = {ij: self.load(cell(*ij)) for ij in cells}
-        builder.branch(slab)
+        loaded = {ij: self.load(targets[ij]) for ij in self.cells}
+        builder.branch(begin)
+        builder.position_at_end(begin)
+        sums = {ij: builder.phi(self.vector) for ij in self.cells}
+        for ij in self.cells:
+            sums[ij].add_incoming(ir.Constant(self.vector, [0.0] * self.block), entry)
+            sums[ij].add_incoming(loaded[ij], load)
+        most = builder.and_(k_len, I64(-UNROLLED))
 
-        # one slab (kernel row) a turn
-        builder.position_at_end(slab)
-        r = builder.phi(I64)
-        acc_slab = {ij: builder.phi(self.vector) for ij in cells}
-        r.add_incoming(I64(0), entry)
-        r.add_incoming(I64(0), load)
-        for ij in cells:
-            acc_slab[ij].add_incoming(zero, entry)
-            acc_slab[ij].add_incoming(loaded[ij], load)
-        a_r = self.at(a, builder.add(a0, builder.mul(r, a_slab)))
-        b_r = self.at(b, builder.add(b0, builder.mul(r, b_slab)))
-        builder.branch(step)
+        def slab(s, sums):
+            a_at, b_at = a_slab(s), self.at(b, b_slab(s))
 
-        # one step of the reduction a turn
-        builder.position_at_end(step)
-        k = builder.phi(I64)
-        acc = {ij: builder.phi(self.vector) for ij in cells}
-        k.add_incoming(I64(0), slab)
-        for ij in cells:
-            acc[ij].add_incoming(acc_slab[ij], slab)
-        builder.cbranch(builder.icmp_signed("<", k, k_len), multiply, slab_next)
-        builder.position_at_end(multiply)
-        sums = self.step(acc, a_r, a_offsets, a_col, b_r, b_row, k)
-        k.add_incoming(builder.add(k, I64(1)), multiply)
-        for ij in cells:
-            acc[ij].add_incoming(sums[ij], multiply)
-        builder.branch(step)
+            def steps(count):
+                def step(k, sums):
+                    for u in range(count):
+                        at = builder.add(k, I64(u))
+                        sums = self.step(sums, a_rows, builder.add(a_at, builder.mul(at, a_col)),
+                                         self.at(b_at, builder.mul(at, I64(self.block))), b_block)
+                    return sums
+                return step
 
-        builder.position_at_end(slab_next)
-        r_next = builder.add(r, I64(1))
-        r.add_incoming(r_next, slab_next)
-        for ij in cells:
-            acc_slab[ij].add_incoming(acc[ij], slab_next)
-        builder.cbranch(builder.icmp_signed("<", r_next, r_len), slab, end)
+            k, sums = self.loop("steps", I64(0), most, UNROLLED, sums, steps(UNROLLED))
+            return self.loop("rest", k, k_len, 1, sums, steps(1))[1]
 
-        builder.position_at_end(end)
-        for ij in cells:
-            llvm.store(builder, cell(*ij), acc[ij], self.align)
+        _, sums = self.loop("slab", s0, s1, 1, sums, slab)
+        for ij in self.cells:
+            llvm.store(builder, targets[ij], sums[ij], self.align)
+
+    def step(self, sums, a_rows, a_at, b_at, b_block):
+        """One step of the sum: sums + A column * B row."""
+        vectors, found = {}, {}
+        for i, j in self.cells:
+            if j == 0:
+                number = llvm.broadcast(self.builder, self.builder.load(self.at(a_rows[i], a_at)), self.vector)
+            if j not in vectors:
+                vectors[j] = self.load(self.at(b_at, self.builder.mul(I64(j), b_block)))
+            found[i, j] = llvm.call(self.builder, self.fma, self.vector, number, vectors[j], sums[i, j])
+        return found

@@ -3,6 +3,8 @@
     v = load(LANES, x, offset)           LANES consecutive elements of the array x, LANES a compile-time constant
     v = splat(LANES, number)             one number in all lanes
     store(y, offset, a * b + v * 4)      + - * on vectors are operations on all lanes; * takes a number too
+    v = load_first(LANES, x, offset, n)  its first n elements and zeros; nothing behind them is read
+    store_first(y, offset, n, v)         write the first n elements
     stream(y, offset, v)                 store to memory that is not read soon; offset a multiple of the vector, y aligned
     prefetch(x, offset)                  begin to load what lies some lines behind: for loops that go through memory
     v = rectify(v)                       max(v, 0); a NaN stays one
@@ -65,6 +67,42 @@ def store(typingctx, array, offset, value):
         return context.get_dummy_value()
 
     return types.void(array, types.int64, value), codegen
+
+
+def _mask(builder, lanes, count):
+    """Which lanes come before `count`."""
+    numbers = ir.Constant(ir.VectorType(I64, lanes), list(range(lanes)))
+    return builder.icmp_signed("<", numbers, llvm.broadcast(builder, count, numbers.type))
+
+
+@intrinsic(prefer_literal=True)
+def load_first(typingctx, lanes, array, offset, count):
+    """`load` of which only the first `count` elements are read; the other lanes are 0."""
+    if not isinstance(lanes, types.IntegerLiteral):
+        return None
+    kind = VectorType(array.dtype, lanes.literal_value)
+
+    def codegen(context, builder, sig, args):
+        vector = _llvm_vector(kind)
+        pointer = builder.bitcast(llvm.element(context, builder, array, args[1], args[2]), vector.as_pointer())
+        bits = array.dtype.bitwidth
+        return llvm.call(builder, f"llvm.masked.load.v{kind.lanes}f{bits}.p0", vector, pointer, I32(bits // 8),
+                         _mask(builder, kind.lanes, args[3]), ir.Constant(vector, [0.0] * kind.lanes))
+
+    return kind(lanes, array, types.int64, types.int64), codegen
+
+
+@intrinsic
+def store_first(typingctx, array, offset, count, value):
+    """`store` of the first `count` lanes."""
+    def codegen(context, builder, sig, args):
+        vector, bits = args[3].type, array.dtype.bitwidth
+        pointer = builder.bitcast(llvm.element(context, builder, array, args[0], args[1]), vector.as_pointer())
+        llvm.call(builder, f"llvm.masked.store.v{value.lanes}f{bits}.p0", ir.VoidType(), args[3], pointer, I32(bits // 8),
+                  _mask(builder, value.lanes, args[2]))
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64, types.int64, value), codegen
 
 
 @intrinsic

@@ -3,164 +3,203 @@
     y = A^T [(G weight G^T) * (B^T x B)] A     for each tile of m x m output pixels, * element by element over (m + 2)^2
                                                points, each point a matrix product over channels (transforms.py derives it)
 
-Loop order. Blocks of a few images outside, shared out among the threads, sized so that what follows stays in the
-second-level cache: the padded images; their transforms V (points, tiles, C); the products P (points, tiles, O), a matrix
-product a point by the micro-kernel; the outputs. A point's plane is a cache line longer than its data, since planes of a
-power of two would fall into the same cache sets.
+Loop order. Tasks are units (see geometry.py) times slices of output channels. For a unit: block by block of input channels, an
+image is read into scratch and transformed to V (points, blocks, tiles, BLOCK); the products P (points, blocks, tiles, BLOCK),
+a matrix product a point by the micro-kernel; block by block of output channels, P is transformed back and leaves. A unit has
+so many tiles that the weights, read once a unit, are used often enough, and no more, so that V and P stay in the caches.
 
-`unit_gradient` does for a unit's backward what fused.py describes. From the same padded images of x and dz it forms V of x
-and A dz A^T, whose products over the tiles are the weight gradient's points, summed over a group of images in a thread's
-own scratch; then V of dz and, as forward, the input gradient.
+`gradient`: from the same unit of x and dz it forms V of x and A dz A^T, whose products over the tiles are, block by block of
+both channels, the points of the weight gradient, transformed back at once and added to a group's; then V of dz and, as
+forward, the input gradient. Tasks are groups of units times slices of input channels.
 
-Both transform their weights in a phase before (threads.py), and merge the sums of images and groups in one behind.
+Both transform their weights in a phase before (threads.py), and merge the sums of units and groups in one behind.
 
 Bytes moved: x once, y once, as the direct kernel. Multiplications: (m + 2)^2 / (9 m^2) of the direct kernel's.
 """
 from functools import cache, lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
 from minires.backends.cpu import jit
-from minires.backends.cpu.arena import aligned_zeros, empty
-from minires.backends.cpu.gather import GROUPS, finish
-from minires.backends.cpu.geometry import ACCUMULATORS, round_up
-from minires.backends.cpu.host import VECTOR_BYTES, lanes_of
+from minires.backends.cpu.arena import aligned_zeros
+from minires.backends.cpu.host import CACHE_BYTES, block_of, lanes_of
 from minires.backends.cpu.images import (
-    copy_image,
+    blocks_of,
+    finish,
     finish_gradient,
-    front_of,
     load_gradient,
-    load_normalised,
-    moments_room,
-    padded_images,
-    prologue_of,
+    load_input,
     scratch,
     shared_scratch,
-    sums_room,
-    weight_room,
 )
 from minires.backends.cpu.microkernel import tile
-from minires.backends.cpu.moments import add_channel, add_rows, merge_channel, moments, row_tasks
+from minires.backends.cpu.moments import add_channel, merge_channel
+from minires.backends.cpu.simd import load, store
 from minires.backends.cpu.threads import await_tasks, claim, claim_next, enter, launch, leave
 from minires.backends.cpu.transforms import input_1d, output_1d, output_adjoint_1d, weight_1d, weight_adjoint_1d
+from minires.backends.cpu.units import (
+    Units,
+    add_groups,
+    group_tasks,
+    groups_of,
+    slices_of,
+    tiling_of,
+    unit_of,
+    units_of,
+)
 
-BLOCK_BYTES = 240 << 10  # of V, for a block of images: P is as large, and both with images and weights fit a 1 MiB cache
-
-
-@jit.part
-def transform_images(M, LANES, adjoint, image, start, pitch, C, H, W, points, first_tile, plane, temp):
-    """V of one padded image, or with `adjoint` A dz A^T: tiles of M x M pixels to (M + 2)^2 planes of `points`."""
-    size = M + 2
-    for th in range(H // M):
-        for tw in range(W // M):
-            tile_at = (first_tile + th * (W // M) + tw) * C
-            for c in range(0, C, LANES):
-                corner = start + th * M * pitch + tw * M * C + c
-                if adjoint:
-                    for j in range(M):
-                        output_adjoint_1d(M, LANES, image, corner + j * C, pitch, temp, j * LANES, size * LANES)
-                    for i in range(size):
-                        output_adjoint_1d(M, LANES, temp, i * size * LANES, LANES + 0,
-                                          points, i * size * plane + tile_at + c, plane)
-                else:
-                    for j in range(size):
-                        input_1d(M, LANES, image, corner + j * C, pitch, temp, j * LANES, size * LANES)
-                    for i in range(size):
-                        input_1d(M, LANES, temp, i * size * LANES, LANES + 0,
-                                 points, i * size * plane + tile_at + c, plane)
+MOST_TILES = 64  # of a unit, unless more fit the cache: then reading its weights takes no time beside multiplying by them
 
 
 @jit.part
-def transform_back(M, LANES, points, first_tile, plane, y, start, C, H, W, temp):
-    """The outputs of one image from the products of its tiles."""
+def transform_tiles(M, LANES, BLOCK, image, start, width, rows, columns, points, at, plane, temp):
+    """V of a block's scratch: rows x columns tiles of M x M pixels, and what is round them, to (M + 2)^2 planes."""
     size = M + 2
-    for th in range(H // M):
-        for tw in range(W // M):
-            tile_at = (first_tile + th * (W // M) + tw) * C
-            for c in range(0, C, LANES):
+    for t in range(rows * columns):
+        for lane in range(0, BLOCK, LANES):
+            corner, target = start + (t // columns * width + t % columns) * M * BLOCK + lane, at + t * BLOCK + lane
+            for j in range(size):
+                input_1d(M, LANES, image, corner + j * BLOCK, width * BLOCK, temp, j * LANES, size * LANES)
+            for i in range(size):
+                input_1d(M, LANES, temp, i * size * LANES, LANES + 0, points, target + i * size * plane, plane)
+
+
+@jit.part
+def transform_gradients(M, LANES, BLOCK, image, start, width, rows, columns, points, at, plane, temp):
+    """A dz A^T of a block's scratch, from the first pixel on: as `transform_tiles`."""
+    size = M + 2
+    for t in range(rows * columns):
+        for lane in range(0, BLOCK, LANES):
+            corner, target = start + (t // columns * width + t % columns) * M * BLOCK + lane, at + t * BLOCK + lane
+            for j in range(M):
+                output_adjoint_1d(M, LANES, image, corner + j * BLOCK, width * BLOCK, temp, j * LANES, size * LANES)
+            for i in range(size):
+                output_adjoint_1d(M, LANES, temp, i * size * LANES, LANES + 0, points, target + i * size * plane, plane)
+
+
+@jit.part
+def transform_back(M, LANES, BLOCK, points, at, plane, rows, columns, image, start, temp):
+    """Outputs of a block from its (M + 2)^2 planes of products: rows x columns tiles of M x M pixels."""
+    size = M + 2
+    for th in range(rows):
+        for tw in range(columns):
+            for lane in range(0, BLOCK, LANES):
+                source = at + (th * columns + tw) * BLOCK + lane
                 for j in range(size):
-                    output_1d(M, LANES, points, j * plane + tile_at + c, size * plane, temp, j * LANES,
-                              size * LANES)
+                    output_1d(M, LANES, points, source + j * plane, size * plane, temp, j * LANES, size * LANES)
                 for i in range(M):
                     output_1d(M, LANES, temp, i * size * LANES, LANES + 0,
-                              y, start + ((th * M + i) * W + tw * M) * C + c, C)
+                              image, start + ((th * M + i) * columns + tw) * M * BLOCK + lane, BLOCK + 0)
 
 
 @jit.part
-def multiply(M, ROWS, VECTORS, LANES, C, O, v, weight, p, plane, tiles):
-    """P = V @ weight for each point. v: (points, tiles, C), weight: (points, C, O), p: (points, tiles, O)."""
-    for point in range((M + 2) * (M + 2)):
-        for o in range(0, O, VECTORS * LANES):
-            for t in range(0, tiles, ROWS):
-                tile(ROWS, ROWS, VECTORS, LANES, v, point * plane + t * C, C, 0, 1, 0,
-                     weight, point * C * O + o, O, 0, p, point * plane + t * O + o, O, 0, C, 1, 0)
+def multiply(ROWS, BLOCKS, BLOCK, count, v, v_at, v_plane, tiles, blocks, u, u_plane, p, p_at, p_plane, used, first, end):
+    """A matrix product a point: P = V u, for the blocks first .. end of the products' channels."""
+    for point in range(count):
+        for o in range(first, end, BLOCKS):
+            for t in range(0, used, ROWS):
+                tile(ROWS, BLOCKS, BLOCK, t, v, v_at + point * v_plane, BLOCK, tiles * BLOCK, 1,
+                     u, point * u_plane + o * blocks * BLOCK * BLOCK, BLOCK * BLOCK, blocks * BLOCK * BLOCK,
+                     p, p_at + point * p_plane + (o - first) * tiles * BLOCK, BLOCK, tiles * BLOCK, 0, blocks, BLOCK, 0)
 
 
 @jit.part
-def transform_weight(M, LANES, weight, at, plane, points, target, points_plane, count, temp):
-    """G weight G^T of `count` elements of each plane, from `at` on to `target` on. 9 planes to (M + 2)^2."""
-    size = M + 2
-    for i in range(0, count, LANES):
-        for j in range(3):
-            weight_1d(M, LANES, weight, at + i + j * plane, 3 * plane, temp, j * LANES, 3 * LANES)
-        for k in range(size):
-            weight_1d(M, LANES, temp, 3 * k * LANES, LANES + 0, points, target + i + k * size * points_plane, points_plane)
+def transform_weights(M, LANES, BLOCK, turned, weight, C, O, block, points, outs, plane, temp):
+    """G g G^T of a block of weights' rows, C to O channels: (points, blocks of O, C, BLOCK), zeros where there are none.
+
+    turned: weight is (3, 3, O, C), of the convolution whose input gradient this is: its taps are in reverse.
+    """
+    size, ins = M + 2, -(-C // BLOCK)
+    raw, columns = temp, 9 * BLOCK * BLOCK  # where what follows the weights begins
+    for o in range(outs):
+        count = min(BLOCK, O - o * BLOCK)
+        for i in range(columns):
+            raw[i] = 0
+        for tap in range(9):
+            if turned:
+                for i in range(count):
+                    for c in range(min(BLOCK, C - block * BLOCK)):
+                        raw[(c * 9 + 8 - tap) * BLOCK + i] = weight[(tap * O + o * BLOCK + i) * C + block * BLOCK + c]
+            else:
+                for c in range(min(BLOCK, C - block * BLOCK)):
+                    for i in range(count):
+                        raw[(c * 9 + tap) * BLOCK + i] = weight[(tap * C + block * BLOCK + c) * O + o * BLOCK + i]
+        for c in range(BLOCK):
+            for lane in range(0, BLOCK, LANES):
+                target = ((o * ins + block) * BLOCK + c) * BLOCK + lane
+                for j in range(3):
+                    weight_1d(M, LANES, raw, (c * 9 + j) * BLOCK + lane, 3 * BLOCK, temp, columns + j * LANES, 3 * LANES)
+                for k in range(size):
+                    weight_1d(M, LANES, temp, columns + 3 * k * LANES, LANES + 0, points, target + k * size * plane, plane)
 
 
-@jit.part
-def turn_round(weight, o, row):
-    """row (3, 3, C) = the weights of output channel o, taps in reverse: of the input gradient's kernel, input channel o."""
-    C = weight.shape[2]
-    for tap in range(9):
-        for c in range(C):
-            row[(8 - tap) * C + c] = weight[tap // 3, tap % 3, c, o]
+class Plan(NamedTuple):
+    """The numbers of a convolution, or of what turns it round, for the kernels."""
+
+    H: int
+    W: int
+    C: int
+    O: int
+    columns: int  # tiles in a row of an image
+    units: Units
+    tiles: int  # rows of a plane's matrix: a unit's tiles, rounded up
+    slices: int  # of output channels; in the gradient's kernel of input channels
+    groups: int
+    turned: bool  # as `transform_weights`
 
 
 @cache
-def forward_kernel(m, rows, vectors, lanes, C, O):
-    """The forward kernel for one shape of weights: its addresses are then constants, which is worth a third.
+def forward_kernel(m, tiling, lanes, block, ragged):
+    """The kernel of y = conv(x), or if turned of dx = conv(dy) with the weights turned round.
 
-    Phases: `rows` of the weights are transformed, blocks of images are convolved, moments are merged (one task a channel).
-    Its empty arrays switch off what they are for.
+    Phases: blocks of the weights' rows are transformed (if their points are not given), units are convolved, moments are
+    merged (one task a channel). C are the channels of what is read, O of what is written.
     """
+    size, rows_, blocks_ = (m + 2) ** 2, tiling.rows, tiling.blocks
 
     @jit.kernel
-    def winograd(tasks, counter, thread, weight, points, rows_to_transform, x, prologue, y, merged, bias, residual, least,
-                 means, squares, counts, images, vs, ps, temps, start, pitch, per_block, plane):
+    def winograd(tasks, counter, thread, plan, weight, points, to_transform, source, output, counts, merged, works):
         enter(counter, thread)
-        N, H, W = y.shape[0], y.shape[1], y.shape[2]
-        tiles, flat_y = (H // m) * (W // m), y.reshape(-1)
-        image, v, p, temp = images[thread], vs[thread], ps[thread], temps[thread]
-        # No constants, for each of which the transforms would be compiled once more.
-        channels, out_channels, origin = np.int64(C), np.int64(O), np.int64(0)
+        work, H, W, C, O, columns, units = works[thread], plan.H, plan.W, plan.C, plan.O, plan.columns, plan.units
+        ins, outs, tiles = -(-C // block), -(-O // block), plan.tiles
+        wide = -(-outs // blocks_) * blocks_
+        per_slice = -(-(wide // blocks_) // plan.slices) * blocks_
+        u_plane, v_plane = ins * wide * block * block + block, ins * tiles * block + block
+        p_plane = per_slice * tiles * block + block
+        v, left = np.int64(0), np.int64(1)  # no constants, for which what is called would be compiled once more
+        p = size * v_plane
+        image = p + size * p_plane
         task = claim(counter)
-        while task < rows_to_transform:
-            transform_weight(m, lanes, weight.reshape(-1), task * out_channels, channels * out_channels,
-                             points, task * out_channels, channels * out_channels, out_channels, temp)
+        while task < to_transform:
+            transform_weights(m, lanes, block, plan.turned, weight, C, O, task, points, wide, u_plane, work)
             task = claim_next(counter)
-        await_tasks(counter, rows_to_transform)
-        convolved = rows_to_transform - (-N // per_block)
+        await_tasks(counter, to_transform)
+        convolved = to_transform + units.count * plan.slices
         while task < convolved:
-            first = (task - rows_to_transform) * per_block
-            last = min(first + per_block, N)
-            for n in range(first, last):
-                if prologue[0].size:
-                    load_normalised(lanes, x, n, prologue, image, start, pitch)
-                else:
-                    copy_image(x, n, image, start, pitch)
-                transform_images(m, lanes, False, image, origin, pitch, channels, H, W, v, (n - first) * tiles, plane, temp)
-            multiply(m, rows, vectors, lanes, C, O, v, points, p, plane, (last - first) * tiles)
-            for n in range(first, last):
-                target = n * H * W * O
-                transform_back(m, lanes, p, (n - first) * tiles, plane, v, origin, out_channels, H, W, temp)
-                if merged.size:
-                    moments(lanes, True, v, origin, H * W, means, squares, n, flat_y, target)
-                else:
-                    finish(lanes, v, origin, flat_y, target, H * W, out_channels, bias, residual, least)
+            unit, part = (task - to_transform) // plan.slices, (task - to_transform) % plan.slices
+            first, end = part * per_slice, min((part + 1) * per_slice, wide)
+            n0, n1, row, rows = unit_of(units, unit)
+            width = columns * m + 2
+            temp = work[image + (rows * m + 2) * width * block:]
+            for n in range(n0, n1):
+                for c in range(ins):
+                    load_input(block, ragged, source, n, row * m - 1, rows * m + 2, left, width, H, W, C, c * block, part == 0,
+                               work, image)
+                    transform_tiles(m, lanes, block, work, image, width, rows, columns, work,
+                                    v + (c * tiles + (n - n0) * rows * columns) * block, v_plane, temp)
+            multiply(rows_, blocks_, block, size, work, v, v_plane, tiles, ins, points, u_plane, work, p, p_plane,
+                     (n1 - n0) * rows * columns, first, end)
+            for n in range(n0, n1):
+                for o in range(first, min(end, outs)):
+                    transform_back(m, lanes, block, work, p + ((o - first) * tiles + (n - n0) * rows * columns) * block,
+                                   p_plane, rows, columns, work, image, temp)
+                    finish(block, ragged, work, image, columns * m * block, min(rows * m, H - row * m), W, output,
+                           (n * H + row * m) * W * O, O, o * block, n * units.bands + unit % units.bands)
             task = claim_next(counter)
         await_tasks(counter, convolved)
         while task < tasks:
-            merge_channel(means, squares, counts, task - convolved, merged)
+            merge_channel(output.means, output.squares, counts, task - convolved, merged)
             task = claim_next(counter)
         leave(counter, thread)
 
@@ -168,211 +207,202 @@ def forward_kernel(m, rows, vectors, lanes, C, O):
 
 
 @jit.part
-def transform_weight_back(M, LANES, C, O, du, dweight, temp):
-    """G^T du G: (points, C, O) -> (3, 3, C, O)."""
+def add_weights_back(M, LANES, BLOCK, points, du, plane, partial, at, C, O, adds, temp):
+    """G^T dU G of a block of dU's points, stored or with `adds` added to partial (3, 3, C, O), from `at` on."""
     size = M + 2
-    for at in range(0, C * O, LANES):
-        for j in range(size):
-            weight_adjoint_1d(M, LANES, du, j * C * O + at, size * C * O, temp, j * LANES, size * LANES)
-        for i in range(3):
-            weight_adjoint_1d(M, LANES, temp, i * size * LANES, LANES + 0, dweight, 3 * i * C * O + at, C * O)
+    for c in range(BLOCK):
+        for lane in range(0, BLOCK, LANES):
+            for j in range(size):
+                weight_adjoint_1d(M, LANES, points, du + j * plane + c * BLOCK + lane, size * plane,
+                                  temp, j * LANES, size * LANES)
+            for i in range(3):
+                weight_adjoint_1d(M, LANES, temp, i * size * LANES, LANES + 0, temp, 3 * size * LANES, LANES + 0)
+                for j in range(3):
+                    target = at + ((3 * i + j) * C + c) * O + lane
+                    g = load(LANES, temp, (3 * size + j) * LANES)
+                    if adds:
+                        g = g + load(LANES, partial, target)
+                    store(partial, target, g)
 
 
 @cache
-def gradient_kernel(m, rows, vectors, lanes, C, O):
-    """The backward kernel for one shape of weights: see `unit_gradient`.
+def gradient_kernel(m, tiling, lanes, block, ragged):
+    """The kernel of dweight and dx.
 
-    Phases: the weights turned round and transformed, if dx is wanted (one task an output channel); groups of images; sums
-    over the groups (row_tasks) and over the images (one task a channel).
+    Phases: the weights turned round and transformed, if dx is wanted (one task a block of output channels); groups of units,
+    slices of input channels; sums over the groups (group_tasks) and over the units (one task a channel).
     """
+    size, rows_, blocks_, channels = (m + 2) ** 2, tiling.rows, tiling.blocks, tiling.channels
 
     @jit.kernel
-    def gradient(tasks, counter, thread, weight, points, g, z, normalisation, x, prologue, residual, front, dx, total,
-                 dweight, adds, partial, sums, z_images, z_start, z_pitch, x_images, x_start, x_pitch, vs, ps, dus, temps,
-                 per_block, plane):
+    def winograd_gradient(tasks, counter, thread, plan, weight, points, gradient, source, output, total, partial, direct,
+                          dweight, adds, works):
         enter(counter, thread)
-        N, G, H, W = g.shape[0], partial.shape[0], g.shape[1], g.shape[2] // O
-        z_size, x_size, tiles = (H + 2) * z_pitch, (H + 2) * x_pitch, (H // m) * (W // m)
-        z_image, x_image, v, p = z_images[thread], x_images[thread], vs[thread], ps[thread]
-        du, temp = dus[thread], temps[thread]
-        channels, out_channels, origin = np.int64(C), np.int64(O), np.int64(0)
-        transformed = out_channels if dx.size else 0
+        work, H, W, C, O, columns, units = works[thread], plan.H, plan.W, plan.C, plan.O, plan.columns, plan.units
+        ins, outs, tiles = -(-C // block), -(-O // block), plan.tiles
+        wide_ins, wide_outs = -(-ins // blocks_) * blocks_, -(-outs // blocks_) * blocks_
+        per_slice = -(-(wide_ins // blocks_) // plan.slices) * blocks_
+        u_plane, v_plane = outs * wide_ins * block * block + block, per_slice * tiles * block + block
+        z_plane, du_plane = wide_outs * tiles * block + block, blocks_ * block * block + block
+        v, left = np.int64(0), np.int64(1)  # v: and P, when V is not needed any more
+        z = v + size * v_plane
+        d = z + size * z_plane
+        du = d + (size * z_plane if output.dx.size else 0)
+        # Of one group, where no channels are added, the weights' gradient is the parameter's own.
+        padded_C, padded_O = (C, O) if direct else (ins * block, wide_outs * block)
+        transformed = outs if output.dx.size else 0
         task = claim(counter)
         while task < transformed:
-            turn_round(weight, task, v)
-            transform_weight(m, lanes, v, origin, channels, points, task * channels, channels * out_channels, channels, temp)
+            transform_weights(m, lanes, block, plan.turned, weight, O, C, task, points, wide_ins, u_plane, work)
             task = claim_next(counter)
         await_tasks(counter, transformed)
-        while task < transformed + G:
-            k = task - transformed
-            group_first, group_last = k * N // G, (k + 1) * N // G
-            for first in range(group_first, group_last, per_block):
-                last = min(first + per_block, group_last)
-                for n in range(first, last):
-                    z_at, x_at = (n - first) * z_size, (n - first) * x_size
-                    if normalisation[0].size:
-                        load_gradient(lanes, g, z, n, normalisation, z_image, z_at + z_start, z_pitch)
-                    else:
-                        copy_image(g, n, z_image, z_at + z_start, z_pitch)
-                    if prologue[0].size:
-                        load_normalised(lanes, x, n, prologue, x_image, x_at + x_start, x_pitch)
-                    else:
-                        copy_image(x, n, x_image, x_at + x_start, x_pitch)
-                    transform_images(m, lanes, False, x_image, x_at, x_pitch, channels, H, W, v, (n - first) * tiles, plane,
-                                     temp)
-                    transform_images(m, lanes, True, z_image, z_at + z_start, z_pitch, out_channels, H, W, p,
-                                     (n - first) * tiles, plane, temp)
-                for point in range((m + 2) * (m + 2)):
-                    for c in range(0, C, rows):
-                        for o in range(0, O, vectors * lanes):
-                            tile(rows, rows, vectors, lanes, v, point * plane + c, 1, 0, C, 0, p, point * plane + o, O, 0,
-                                 du, point * C * O + c * O + o, O, 0, (last - first) * tiles, 1, first - group_first)
-                if dx.size:
-                    # The planes of v and p change roles: O channels in, C out.
-                    for n in range(first, last):
-                        transform_images(m, lanes, False, z_image, (n - first) * z_size, z_pitch, out_channels, H, W, p,
-                                         (n - first) * tiles, plane, temp)
-                    multiply(m, rows, vectors, lanes, O, C, p, points, v, plane, (last - first) * tiles)
-                    for n in range(first, last):
-                        target = n * H * W * C
-                        transform_back(m, lanes, v, (n - first) * tiles, plane, p, origin, channels, H, W, temp)
-                        finish_gradient(lanes, p, dx, target, residual, x_image, (n - first) * x_size + x_start, x_pitch,
-                                        front, H, W * channels, channels, sums, n)
-            transform_weight_back(m, lanes, C, O, du, partial[k].reshape(-1), temp)
+        computed = transformed + plan.groups * plan.slices
+        while task < computed:
+            group, part = (task - transformed) // plan.slices, (task - transformed) % plan.slices
+            first, end = part * per_slice, min((part + 1) * per_slice, wide_ins)
+            begin = group * units.count // plan.groups
+            for unit in range(begin, (group + 1) * units.count // plan.groups):
+                n0, n1, row, rows = unit_of(units, unit)
+                width, used = columns * m + 2, (n1 - n0) * rows * columns
+                image = du + size * du_plane
+                temp = work[image + (rows * m + 2) * width * block:]
+                for n in range(n0, n1):
+                    at = (n - n0) * rows * columns
+                    for c in range(first, min(end, ins)):
+                        load_input(block, ragged, source, n, row * m - 1, rows * m + 2, left, width, H, W, C, c * block, part < 0,
+                                   work, image)
+                        transform_tiles(m, lanes, block, work, image, width, rows, columns, work,
+                                        v + ((c - first) * tiles + at) * block, v_plane, temp)
+                    for o in range(outs):
+                        load_gradient(block, ragged, gradient, n, row * m - 1, rows * m + 2, left, width, H, W, O, o * block,
+                                      work, image)
+                        transform_gradients(m, lanes, block, work, image + (width + 1) * block, width, rows, columns, work,
+                                            z + (o * tiles + at) * block, z_plane, temp)
+                        if output.dx.size:
+                            transform_tiles(m, lanes, block, work, image, width, rows, columns, work,
+                                            d + (o * tiles + at) * block, z_plane, temp)
+                for o in range(0, outs, blocks_):
+                    for c in range(first, min(end, ins)):
+                        for point in range(size):
+                            for row_c in range(0, block, channels):
+                                tile(channels, blocks_, block, 0, work, v + point * v_plane + (c - first) * tiles * block
+                                     + row_c, 1, 0, block, work, z + point * z_plane + o * tiles * block, 0, tiles * block,
+                                     work, du + point * du_plane + row_c * block, block, block * block, 0, 1, used, 0)
+                        for b in range(min(blocks_, outs - o)):
+                            at = c * block * padded_O + (o + b) * block
+                            add_weights_back(m, lanes, block, work, du + b * block * block, du_plane, partial,
+                                             group * 9 * padded_C * padded_O + at, padded_C, padded_O,
+                                             unit > begin or (direct and adds), temp)
+                if output.dx.size:
+                    multiply(rows_, blocks_, block, size, work, d, z_plane, tiles, outs, points, u_plane, work, v, v_plane,
+                             used, first, end)
+                    for n in range(n0, n1):
+                        for c in range(first, min(end, ins)):
+                            transform_back(m, lanes, block, work, v + ((c - first) * tiles + (n - n0) * rows * columns)
+                                           * block, v_plane, rows, columns, work, image, temp)
+                            finish_gradient(block, ragged, work, image, columns * m * block, min(rows * m, H - row * m), W,
+                                            source, output, (n * H + row * m) * W * C, C, c * block,
+                                            n * units.bands + unit % units.bands)
             task = claim_next(counter)
-        await_tasks(counter, transformed + G)
+        await_tasks(counter, computed)
+        sums = computed + (0 if direct else group_tasks(9 * C))
+        while task < sums:
+            add_groups(partial, plan.groups, task - computed, C, padded_C, padded_O, dweight, 9 * C, O, adds)
+            task = claim_next(counter)
         while task < tasks:
-            row = task - transformed - G
-            if row < row_tasks(dweight.shape[0]):
-                add_rows(partial, row, 9 * channels, dweight, adds)
-            else:
-                add_channel(sums, row - row_tasks(dweight.shape[0]), total)
+            add_channel(output.sums, task - sums, total)
             task = claim_next(counter)
         leave(counter, thread)
 
-    return gradient
+    return winograd_gradient
 
 
-def tiling(m, dtype, H, W, C, O):
-    """(rows, vectors) for the micro-kernel, or None where F(m x m, 3x3) does not fit: whole tiles, whole vectors.
-
-    The same for O -> C: the input gradient is that convolution, and who asks for the one computes the other.
-    """
-    lanes = lanes_of(dtype)
-    if H % m or W % m or C % lanes or O % lanes:
-        return None
-    vectors = 2 if C % (2 * lanes) == 0 and O % (2 * lanes) == 0 else 1
-    rows = ACCUMULATORS // vectors
-    return None if C % rows or O % rows else (rows, vectors)
+def points_size(m, C, O, dtype):
+    """Elements of the transformed weights of C to O channels: what the kernels take as `points`."""
+    block, blocks = block_of(dtype), tiling_of(dtype, O).blocks
+    wide = -(-blocks_of(O, dtype) // blocks) * blocks
+    return (m + 2) ** 2 * (blocks_of(C, dtype) * wide * block * block + block)
 
 
-def _workspace(m, dtype, rows, H, W, C, O, images):
-    """(images a block, plane lengths and scratch of V and P, small scratch); planes serve for C and O alike."""
-    tiles, points, line = (H // m) * (W // m), (m + 2) ** 2, VECTOR_BYTES // dtype.itemsize
-    widest = max(C, O)
-    most = max(1, min(images, BLOCK_BYTES // (points * tiles * widest * dtype.itemsize)))
-    per_block = -(-images // -(-images // most))
-    plane = round_up(per_block * tiles, rows) * widest + line
-    v, p = (scratch((name, points, plane), points * plane, dtype) for name in ("winograd v", "winograd p"))
-    return per_block, plane, v, p, scratch(("winograd", line), points * line, dtype)
-
-
-@lru_cache(maxsize=128)
-def _forward_plan(m, dtype, N, H, W, C, O):
-    """(kernel, blocks of images, points of the weights, the kernel's last arguments)."""
-    rows, vectors = tiling(m, dtype, H, W, C, O)
-    per_block, plane, v, p, temp = _workspace(m, dtype, rows, H, W, C, O, -(-N // GROUPS))
-    pitch = (W + 2) * C
-    image = padded_images((1, 1), (H, W), (H + 2, W + 2), C, dtype)
-    kernel = forward_kernel(m, rows, vectors, lanes_of(dtype), C, O)
-    places = *moments_room(N, H * W, O, dtype), image, v, p, temp, pitch + C, pitch, per_block, plane
-    return kernel, -(-N // per_block), _points(m, dtype, C, O), places
-
-
-def _points(m, dtype, C, O):
-    """Memory for transformed weights, one for all layers: each kernel transforms its weights before it uses them."""
-    return shared_scratch("winograd points", ((m + 2) ** 2 * C * O,), dtype)
+def points_room(m, C, O, dtype):
+    """Memory for them, one for all layers: each kernel transforms its weights before it uses them."""
+    return shared_scratch((points_size(m, C, O, dtype),), dtype, "points")
 
 
 @cache
-def transform_kernel(m, lanes):
+def transform_kernel(m, lanes, block):
     """The first phase of `forward_kernel` by itself, for weights that are used more than once."""
     @jit.kernel
-    def transform(tasks, counter, thread, weight, points, temps):
+    def transform(tasks, counter, thread, weight, C, O, wide, points, works):
         enter(counter, thread)
-        C, O, row = weight.shape[2], weight.shape[3], claim(counter)
-        while row < tasks:
-            transform_weight(m, lanes, weight.reshape(-1), row * O, C * O, points, row * O, C * O, O, temps[thread])
-            row = claim(counter)
+        task = claim(counter)
+        while task < tasks:
+            transform_weights(m, lanes, block, task < 0, weight, C, O, task, points, wide,
+                              -(-C // block) * wide * block * block + block, works[thread])
+            task = claim(counter)
         leave(counter, thread)
 
     return transform
 
 
 def transformed(m, weight):
-    """G weight G^T, ((m + 2)^2 * C * O,): what `forward` takes as `points`."""
-    C, O = weight.shape[2:]
-    line = VECTOR_BYTES // weight.dtype.itemsize
-    points = aligned_zeros(((m + 2) ** 2 * C * O,), weight.dtype)
-    launch(transform_kernel(m, lanes_of(weight.dtype)), C, points.size, np.ascontiguousarray(weight), points,
-           scratch(("winograd", line), (m + 2) ** 2 * line, weight.dtype))
+    """G weight G^T: what `forward_kernel` takes as `points`."""
+    (C, O), dtype, block = weight.shape[2:], weight.dtype, block_of(weight.dtype)
+    blocks = tiling_of(dtype, O).blocks
+    points = aligned_zeros((points_size(m, C, O, dtype),), dtype)
+    launch(transform_kernel(m, lanes_of(dtype), block), blocks_of(C, dtype), points.size,
+           np.ascontiguousarray(weight).reshape(-1), C, O, -(-blocks_of(O, dtype) // blocks) * blocks, points,
+           scratch(_image(m, 1, 1, block, lanes_of(dtype)), dtype))
     return points
 
 
-def forward(m, x, prologue, weight, merged=None, epilogue=None, shortcut=None, formed=None, points=None):
-    """y = conv(a(x)), padding 1: (N, H, W, C) and weight (3, 3, C, O) -> (N, H, W, O). The rest as `run_gather`.
-
-    points: the weights' (see `transformed`), else they are transformed first.
-    """
-    N, H, W, C = x.shape
-    O, dtype, nothing = weight.shape[3], x.dtype, np.empty(0, x.dtype)
-    kernel, blocks, shared, places = _forward_plan(m, dtype, N, H, W, C, O)
-    y = empty((N, H, W, O), dtype)
-    points, rows = (shared, C) if points is None else (points, 0)
-    merged = nothing.reshape(0, 0) if merged is None else merged
-    bias, residual, relu = epilogue or (np.zeros(0 if merged.size else O, dtype), None, False)
-    launch(kernel, rows + blocks + merged.shape[1], y.size * C, np.ascontiguousarray(weight), points, rows,
-           x.reshape(N, H, W * C), prologue_of(prologue, shortcut, formed, dtype), y, merged, bias,
-           nothing if residual is None else residual.reshape(-1), dtype.type(0 if relu else -np.inf), *places)
-    return y
-
-
-@lru_cache(maxsize=128)
-def _gradient_plan(m, dtype, N, H, W, C, O):
-    """(kernel, number of groups, points of the weights, the kernel's last arguments)."""
-    rows, vectors = tiling(m, dtype, H, W, C, O)
-    groups = min(N, GROUPS)
-    per_block, plane, v, p, temp = _workspace(m, dtype, rows, H, W, C, O, -(-N // groups))
-    z_pitch, x_pitch = (W + 2) * O, (W + 2) * C
-    z_image, x_image = (padded_images((1, 1), (H, W), (H + 2, W + 2), channels, dtype, role, per_block)
-                        for channels, role in ((O, "z"), (C, "x")))
-    du = scratch(("winograd du", (m + 2) ** 2, C, O), (m + 2) ** 2 * C * O, dtype)
-    kernel = gradient_kernel(m, rows, vectors, lanes_of(dtype), C, O)
-    partial = shared_scratch(("partial", C, O), (groups, 1, 9 * C, O), dtype)
-    places = (partial, sums_room(N, C, dtype), z_image, z_pitch + O, z_pitch, x_image, x_pitch + C, x_pitch, v, p, du, temp,
-              per_block, plane)
-    return kernel, groups, _points(m, dtype, C, O), places
+@lru_cache(maxsize=256)
+def forward_plan(m, dtype, N, H, W, C, O, turned):
+    """(kernel, Plan, counts of pixels of the parts, scratch)."""
+    tiling, block, lanes = tiling_of(dtype, O), block_of(dtype), lanes_of(dtype)
+    ins, outs, size = blocks_of(C, dtype), blocks_of(O, dtype), (m + 2) ** 2
+    height, columns = -(-H // m), -(-W // m)
+    most = max(MOST_TILES, CACHE_BYTES // 4 // (size * ins * 64))
+    units = units_of(N, height, columns, most, -(-outs // tiling.blocks))
+    tiles = -(-units.images * units.rows * columns // tiling.rows) * tiling.rows
+    slices = slices_of(units.count, -(-outs // tiling.blocks))
+    per_slice = -(-(-(-outs // tiling.blocks)) // slices) * tiling.blocks
+    work = size * (ins * tiles + per_slice * tiles + 2) * block + _image(m, units.rows, columns, block, lanes)
+    kernel = forward_kernel(m, tiling, lanes, block, C % block > 0 or O % block > 0)
+    plan = Plan(H, W, C, O, columns, units, tiles, slices, 0, turned)
+    return kernel, plan, part_counts(units, m, H, W), scratch(work, dtype)
 
 
-def unit_gradient(m, g, z, normalisation, x, prologue, weight, residual_gradient, front=None, add_to=None, shortcut=None):
-    """`composed.conv2d_unit_gradient` for padding 1: -> dx or None, dweight or None, (2, C) sums over dx or None.
+def _image(m, rows, columns, block, lanes):
+    """Elements of scratch for a block of a unit's image, and for what transforms need besides."""
+    return max((rows * m + 2) * (columns * m + 2) * block, 9 * block * block) + (m + 2) * (m + 3) * lanes * 2 + 9 * block * block
 
-    normalisation None: g is dz itself, and z is not read. weight None: no dx. prologue and front None: no sums.
-    """
-    N, H, W, C = x.shape
-    O, dtype, nothing = g.shape[3], x.dtype, np.empty(0, x.dtype)
-    kernel, groups, points, places = _gradient_plan(m, dtype, N, H, W, C, O)
-    need_dx = weight is not None
-    front = front_of(x, prologue, front)
-    sums = C if need_dx and front[1].size else 0
-    dweight, adds = weight_room((3, 3, C, O), dtype, add_to)
-    weight = np.ascontiguousarray(weight) if need_dx else nothing.reshape((0,) * 4)
-    dx = empty(x.shape, dtype) if need_dx else nothing
-    total = np.empty((2, C), dtype)
-    tasks = (O if need_dx else 0) + groups + row_tasks(9 * C) + sums
-    launch(kernel, tasks, 2 * g.size * C, weight, points, g.reshape(N, H, W * O),
-           (g if z is None else z).reshape(N, H, W * O), normalisation or (nothing,) * 4, x.reshape(N, H, W * C),
-           prologue_of(prologue, shortcut, None, dtype),
-           nothing if residual_gradient is None else residual_gradient.reshape(-1), front,
-           dx.reshape(-1), total, dweight.reshape(9 * C, O), adds, *places)
-    return (dx if need_dx else None), None if adds else dweight, total if sums else None
+
+def part_counts(units, m, H, W):
+    """Pixels of each part whose sums are kept: each image's bands."""
+    rows = [min(units.rows * m, H - band * units.rows * m) for band in range(units.bands)]
+    return np.array(rows * units.N, np.int64) * W
+
+
+@lru_cache(maxsize=256)
+def gradient_plan(m, dtype, N, H, W, C, O, need_dx):
+    """(kernel, Plan, tasks but for sums, parts of the sums, size of partial gradients or None, scratch)."""
+    tiling, block, lanes = tiling_of(dtype, min(C, O)), block_of(dtype), lanes_of(dtype)
+    ins, outs, size = blocks_of(C, dtype), blocks_of(O, dtype), (m + 2) ** 2
+    height, columns = -(-H // m), -(-W // m)
+    wide_ins, wide_outs = (-(-count // tiling.blocks) * tiling.blocks for count in (ins, outs))
+    most = max(MOST_TILES, CACHE_BYTES // 8 // (size * ins * 64))
+    units = units_of(N, height, columns, most, wide_ins // tiling.blocks)
+    tiles = -(-units.images * units.rows * columns // tiling.rows) * tiling.rows
+    groups = groups_of(units.count, 9 * ins * wide_outs * block * block * dtype.itemsize)
+    slices = slices_of(groups, wide_ins // tiling.blocks)
+    per_slice = -(-(wide_ins // tiling.blocks) // slices) * tiling.blocks
+    work = size * (per_slice * tiles + 1 + (wide_outs * tiles + 1) * (2 if need_dx else 1)
+                   + tiling.blocks * block + 1) * block + _image(m, units.rows, columns, block, lanes)
+    ragged = C % block > 0 or O % block > 0
+    direct = groups == 1 and not ragged
+    partial = None if direct else (groups * 9 * ins * wide_outs * block * block,)
+    kernel = gradient_kernel(m, tiling, lanes, block, ragged)
+    plan = Plan(H, W, C, O, columns, units, tiles, slices, groups, True)
+    tasks = (outs if need_dx else 0) + groups * slices + (0 if direct else group_tasks(9 * C))
+    return kernel, plan, tasks, N * units.bands, partial, scratch(work, dtype)

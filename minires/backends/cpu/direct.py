@@ -1,0 +1,339 @@
+"""The direct convolution and its gradients: any kernel, stride, padding and dilation.
+
+    y[n, p] = sum over taps t, channels c of image[n, p * stride + t * dilation, c] * weight[t, c]
+    dweight[t, c, o] = sum over images n, pixels p of image[n, p * stride + t * dilation, c] * dy[n, p, o]
+
+Loop order. Tasks are units times slices of channels (units.py). A unit is read into scratch; the im2col matrix is never
+formed, since the micro-kernel finds its rows where they lie (geometry.py). The sum over taps and channels runs in pieces whose
+weights, laid out as the micro-kernel reads them, fit the first-level cache; for each, blocks of output channels outside,
+pixels inside. `gradient`: of each unit dz is formed once and serves the weight gradient, added to a group's, and the input
+gradient.
+
+Bytes moved: x read once (a slice each), y written once; the weights once a unit.
+"""
+from functools import cache, lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from minires.backends.cpu import jit
+from minires.backends.cpu.geometry import Window, forward_gather, input_gradient_gather, rows_read
+from minires.backends.cpu.host import block_of
+from minires.backends.cpu.images import (
+    blocks_of,
+    finish,
+    finish_gradient,
+    load_gradient,
+    load_input,
+    load_narrow,
+    scratch,
+)
+from minires.backends.cpu.microkernel import tile
+from minires.backends.cpu.moments import add_channel, merge_channel
+from minires.backends.cpu.simd import load, store
+from minires.backends.cpu.threads import await_tasks, claim, claim_next, enter, leave
+from minires.backends.cpu.units import (
+    Units,
+    add_groups,
+    group_tasks,
+    groups_of,
+    in_steps,
+    slices_of,
+    tiling_of,
+    unit_of,
+    units_of,
+)
+
+PIXELS = 128  # of a unit: enough that reading the weights takes no time beside multiplying by them
+DEPTH = 256  # of a piece of the sum over taps and channels: its weights for a block, 16 KiB, stay in the first-level cache
+PANELS = 8  # blocks of output channels whose weights are laid out at a time, to stay in the second-level cache
+
+
+@jit.part
+def lay_out(BLOCK, weight, taps, first, end, narrow, C, O, c_step, o_step, o, panel, at):
+    """The weights of slabs first .. end for a block of output channels, a row of BLOCK for each tap and channel."""
+    count = min(BLOCK, O - o)
+    for s in range(first, end):
+        number, tap, step, c0 = taps[s]
+        rows = min(narrow, C - c0)
+        for j in range(number):
+            source = (tap + j * step) * C * O + c0 * c_step + o * o_step
+            if rows < narrow or count < BLOCK:
+                for i in range(narrow * BLOCK):
+                    panel[at + i] = 0
+            if o_step == 1 and count == BLOCK:
+                for c in range(rows):
+                    store(panel, at + c * BLOCK, load(BLOCK, weight, source + c * c_step))
+            elif o_step == 1:
+                for c in range(rows):
+                    for i in range(count):
+                        panel[at + c * BLOCK + i] = weight[source + c * c_step + i]
+            else:
+                for i in range(count):
+                    for c in range(rows):
+                        panel[at + c * BLOCK + i] = weight[source + i * o_step + c]
+            at += narrow * BLOCK
+
+
+@jit.part
+def gather_unit(ROWS, BLOCKS, BLOCK, work, image, panel, out, out_block, tables, weight, narrow, C, O, c_step, o_step, images,
+                rows, first, end):
+    """The convolution of a unit in scratch, for the blocks first .. end of output channels, to scratch."""
+    pixels, places, phases, slabs, taps = tables
+    for p in range(phases.shape[0]):
+        begin, a, spread, width, s_first, s_end, length = phases[p]
+        count = images * -((a - rows) // spread) * width if rows > a else 0
+        pieces = max(1, DEPTH // max(1, length))
+        for s in range(s_first, max(s_end, s_first + 1), pieces):  # once where there are no taps: the sum is 0
+            s_last = min(s + pieces, s_end)
+            depth = (s_last - s) * length * BLOCK
+            for o_first in range(first, end, PANELS):
+                o_last = min(o_first + PANELS, end)
+                for o in range(o_first, o_last):
+                    lay_out(BLOCK, weight, taps, s, s_last, narrow, C, O, c_step, o_step, o * BLOCK, work,
+                            panel + (o - o_first) * depth)
+                for o in range(o_first, o_last, BLOCKS):
+                    for t in range(begin, begin + count, ROWS):
+                        tile(ROWS, BLOCKS, BLOCK, t, work, image, pixels, slabs, 1,
+                             work, panel + (o - o_first) * depth - s * length * BLOCK, length * BLOCK, depth,
+                             work, out + (o - first) * out_block, places, out_block, s, s_last, length, s > s_first)
+
+
+class Plan(NamedTuple):
+    """The numbers of a convolution, or of what turns it round, for the kernels."""
+
+    H: int  # of what is read
+    W: int
+    C: int
+    OH: int  # of what is written
+    OW: int
+    O: int
+    units: Units  # of what is written; in the gradient's kernel of dy
+    slices: int  # of the channels written; in the gradient's kernel of x's
+    window: Window  # of what is read
+    c_step: int  # elements from a weight to that of the next channel read, and written
+    o_step: int
+
+
+@cache
+def forward_kernel(tiling, block, ragged):
+    """The kernel of a gather: units are convolved, moments are merged (one task a channel)."""
+    rows_, blocks_ = tiling.rows, tiling.blocks
+
+    @jit.kernel
+    def gather(tasks, counter, thread, plan, weight, source, output, counts, merged, tables, works):
+        enter(counter, thread)
+        work, units, window, C, O, OW = works[thread], plan.units, plan.window, plan.C, plan.O, plan.OW
+        narrow, read = window.narrow, rows_read(window, units.rows)
+        ins, outs = -(-C // block), -(-O // block)
+        wide = -(-outs // blocks_) * blocks_
+        per_slice = -(-(wide // blocks_) // plan.slices) * blocks_
+        out_block, size = units.images * units.rows * OW * block, read * window.width * narrow
+        image = np.int64(0)
+        out = image + -(-ins * units.images * size // block) * block + block
+        panel = out + per_slice * out_block
+        task = claim(counter)
+        while task < units.count * plan.slices:
+            unit, part = task // plan.slices, task % plan.slices
+            first, end = part * per_slice, min((part + 1) * per_slice, wide)
+            n0, n1, row, rows = unit_of(units, unit)
+            top = (row * window.step if window.step > 0 else row // -window.step) + window.first
+            for n in range(n0, n1):
+                if narrow < block:
+                    load_narrow(source.x, n, top, rows_read(window, rows), window.left, window.width, plan.H, plan.W, C, work,
+                                image + (n - n0) * size)
+                else:
+                    for c in range(ins):
+                        load_input(block, ragged, source, n, top, rows_read(window, rows), window.left, window.width, plan.H,
+                                   plan.W, C, c * block, part == 0, work, image + (c * units.images + n - n0) * size)
+            gather_unit(rows_, blocks_, block, work, image, panel, out, out_block, tables, weight, narrow, C, O, plan.c_step,
+                        plan.o_step, n1 - n0, rows, first, end)
+            for o in range(first, min(end, outs)):
+                for n in range(n0, n1):
+                    finish(block, ragged, work, out + (o - first) * out_block + (n - n0) * units.rows * OW * block, OW * block,
+                           rows, OW, output, (n * plan.OH + row) * OW * O, O, o * block, n * units.bands + unit % units.bands)
+            task = claim_next(counter)
+        await_tasks(counter, units.count * plan.slices)
+        while task < tasks:
+            merge_channel(output.means, output.squares, counts, task - units.count * plan.slices, merged)
+            task = claim_next(counter)
+        leave(counter, thread)
+
+    return gather
+
+
+class Runs(NamedTuple):
+    """The rows of the weight gradient, as runs that lie together in what is read of x, and the rows of pixels to sum over."""
+
+    starts: np.ndarray  # (runs, 2): offset in a block's scratch of x, first row of the gradient; for each block of channels
+    length: int  # rows of a run, rounded up to tiles
+    used: int  # rows of the parameter in a run
+    x_slabs: np.ndarray  # a unit's rows of pixels in what is read of x,
+    z_slabs: np.ndarray  # and of dy
+    x_step: int  # elements from a pixel to the next in a row of x
+
+
+@cache
+def gradient_kernel(tiling, block, ragged):
+    """The kernel of dweight and dx: groups of units, slices of input channels; sums over the groups and over the units."""
+    rows_, blocks_, channels = tiling.rows, tiling.blocks, tiling.channels
+
+    @jit.kernel
+    def gather_gradient(tasks, counter, thread, plan, z_window, dx_units, groups, runs, weight, gradient, source, output,
+                        total, partial, direct, dweight, adds, tables, works):
+        enter(counter, thread)
+        work, units, window, C, O, OH, OW = works[thread], plan.units, plan.window, plan.C, plan.O, plan.OH, plan.OW
+        narrow, x_read, z_read = window.narrow, rows_read(window, units.rows), rows_read(z_window, dx_units.rows)
+        ins, outs = -(-C // block), -(-O // block)
+        wide_ins, wide_outs = -(-ins // blocks_) * blocks_, -(-outs // blocks_) * blocks_
+        per_slice = -(-(wide_ins // blocks_) // plan.slices) * blocks_
+        x_size, z_size = x_read * window.width * narrow, z_read * z_window.width * block
+        x_block, z_block = units.images * x_size, units.images * z_size
+        dx_block = dx_units.images * dx_units.rows * plan.W * block
+        x_image = np.int64(0)
+        z_image = x_image + -(-per_slice * x_block // block) * block + block
+        dx_image = z_image + wide_outs * z_block
+        panel = dx_image + (per_slice * dx_block if output.dx.size else 0)
+        per_block = runs.starts.shape[0] // ins
+        run_rows, padded_O = runs.starts.shape[0] * runs.length, O if direct else wide_outs * block
+        task = claim(counter)
+        while task < groups * plan.slices:
+            group, part = task // plan.slices, task % plan.slices
+            first, end = part * per_slice, min((part + 1) * per_slice, ins)
+            begin = group * units.count // groups
+            for unit in range(begin, (group + 1) * units.count // groups):
+                n0, n1, row, rows = unit_of(units, unit)
+                _, _, x_row, x_rows = unit_of(dx_units, unit)
+                z_top, x_top = row + z_window.first, row * window.step + window.first
+                for n in range(n0, n1):
+                    if narrow < block:
+                        load_narrow(source.x, n, x_top, rows_read(window, rows), window.left, window.width, plan.H, plan.W, C,
+                                    work, x_image + (n - n0) * x_size)
+                    else:
+                        for c in range(first, end):
+                            load_input(block, ragged, source, n, x_top, rows_read(window, rows), window.left, window.width,
+                                       plan.H, plan.W, C, c * block, part < 0, work,
+                                       x_image + (c - first) * x_block + (n - n0) * x_size)
+                    for o in range(outs):
+                        load_gradient(block, ragged, gradient, n, z_top, rows_read(z_window, x_rows), z_window.left,
+                                      z_window.width, OH, OW, O, o * block, work, z_image + o * z_block + (n - n0) * z_size)
+                z_at = z_image + (z_window.left - z_window.first * z_window.width) * block
+                for o in range(0, outs, blocks_):
+                    for run in range(first * per_block, end * per_block):
+                        start, target = runs.starts[run]
+                        for r in range(0, runs.length, channels):
+                            tile(channels, blocks_, block, 0, work, x_image + start - first * x_block + r, 1, runs.x_slabs,
+                                 runs.x_step, work, z_at + o * z_block, runs.z_slabs, z_block,
+                                 partial, (group * run_rows + target + r) * padded_O + o * block, padded_O, block,
+                                 0, (n1 - n0) * rows, OW, unit > begin or (direct and adds))
+                if output.dx.size:
+                    gather_unit(rows_, blocks_, block, work, z_image, panel, dx_image, dx_block, tables, weight, np.int64(block), O, C,
+                                plan.c_step, plan.o_step, n1 - n0, x_rows, first, min((part + 1) * per_slice, wide_ins))
+                    for c in range(first, end):
+                        for n in range(n0, n1):
+                            at = dx_image + (c - first) * dx_block + (n - n0) * dx_units.rows * plan.W * block
+                            finish_gradient(block, ragged, work, at, plan.W * block, x_rows, plan.W, source, output,
+                                            (n * plan.H + x_row) * plan.W * C, C, c * block,
+                                            n * units.bands + unit % units.bands)
+            task = claim_next(counter)
+        computed = groups * plan.slices
+        await_tasks(counter, computed)
+        rows = dweight.size // O
+        sums = computed + (0 if direct else group_tasks(rows))
+        while task < sums:
+            add_groups(partial, groups, task - computed, runs.used, run_rows * runs.used // rows, padded_O, dweight, rows, O,
+                       adds)
+            task = claim_next(counter)
+        while task < tasks:
+            add_channel(output.sums, task - sums, total)
+            task = claim_next(counter)
+        leave(counter, thread)
+
+    return gather_gradient
+
+
+def _scratch_size(window, units, blocks):
+    return blocks * units.images * rows_read(window, units.rows) * window.width * window.narrow
+
+
+@lru_cache(maxsize=256)
+def forward_plan(geometry, dtype, N, C, O, narrow, whole, turned):
+    """(kernel, Plan, pixels of the parts, tables, scratch) of the convolution from C to O channels, or with `turned` of dx.
+
+    narrow: fewer channels than a block may lie as in memory; whole: all of x is read. turned: C are the channels of dy, O those of dx.
+    """
+    tiling, block = tiling_of(dtype, O), block_of(dtype)
+    (OH, OW), (H, W) = (geometry.size, geometry.out_size) if turned else (geometry.out_size, geometry.size)
+    outs = -(-blocks_of(O, dtype) // tiling.blocks)
+    units = units_of(N, OH, OW, PIXELS, outs)
+    if turned:
+        units = in_steps(units, geometry.stride[0])
+        gather = input_gradient_gather(geometry, C, block, tiling.rows, units)
+    else:
+        gather = forward_gather(geometry, C, block, narrow, whole, tiling.rows, units)
+    slices = slices_of(units.count, outs)
+    per_slice = -(-outs // slices) * tiling.blocks
+    work = (_scratch_size(gather.window, units, blocks_of(C, dtype)) + 2 * block
+            + per_slice * units.images * units.rows * OW * block + _panels(gather.phases, per_slice, block))
+    kernel = forward_kernel(tiling, block, O % block > 0 or (C % block > 0 and gather.window.narrow == block))
+    steps = (1, C) if turned else (O, 1)
+    plan = Plan(H, W, C, OH, OW, O, units, slices, gather.window, *steps)
+    rows = [min(units.rows, OH - band * units.rows) for band in range(units.bands)]
+    return kernel, plan, np.array(rows * N, np.int64) * OW, gather[1:], scratch(work, dtype)
+
+
+def _panels(phases, per_slice, block):
+    """Elements of scratch for the weights of a piece of the longest of the phases' slabs."""
+    depth = max(DEPTH, int(phases[:, 6].max()))
+    return min(per_slice, PANELS) * depth * block
+
+
+@lru_cache(maxsize=256)
+def gradient_plan(geometry, dtype, N, C, O, narrow, need_dx):
+    """(kernel, its first arguments, tasks but for sums, parts of the sums, size of partial gradients or None, tables, scratch)."""
+    tiling, block = tiling_of(dtype, min(C, O) if need_dx else O), block_of(dtype)
+    (H, W), (OH, OW), (KH, KW), stride, _, dilation = geometry
+    ins, outs = blocks_of(C, dtype), blocks_of(O, dtype)
+    wide_ins, wide_outs = (-(-count // tiling.blocks) * tiling.blocks for count in (ins, outs))
+    units = units_of(N, OH, OW, PIXELS, wide_ins // tiling.blocks)
+    if units.bands > 1 and need_dx and -(-H // stride[0]) != OH:  # rows of dx go with rows of dy
+        units = Units(N, N, 1, 1, OH, OH)
+    window = forward_gather(geometry, C, block, narrow, False, tiling.rows, units).window
+    dx_units, z_window, tables = units, Window(0, 1, 0, 0, OW, block), (np.empty(0, np.int64),) * 2 + (
+        np.empty((0, 7), np.int64), np.empty(0, np.int64), np.empty((0, 4), np.int64))
+    if need_dx:
+        dx_units = units._replace(rows=H if units.bands == 1 else units.rows * stride[0], height=H)
+        z_window, *tables = input_gradient_gather(geometry, O, block, tiling.rows, dx_units)
+    x_size, z_size = (rows_read(view, each.rows) * view.width * view.narrow
+                      for view, each in ((window, units), (z_window, dx_units)))
+    runs = _runs(geometry, C, window, units, x_size, z_size, z_window.width * block, block, tiling.channels)
+    rows, padded_rows = KH * KW * C, len(runs.starts) * runs.length
+    groups = groups_of(units.count, padded_rows * wide_outs * block * dtype.itemsize)
+    direct = groups == 1 and rows == padded_rows and O == wide_outs * block
+    slices = slices_of(groups, wide_ins // tiling.blocks)
+    per_slice = -(-(wide_ins // tiling.blocks) // slices) * tiling.blocks
+    work = per_slice * units.images * x_size + 2 * block + wide_outs * units.images * z_size
+    if need_dx:
+        work += per_slice * dx_units.images * dx_units.rows * W * block + _panels(tables[2], per_slice, block)
+    kernel = gradient_kernel(tiling, block, O % block > 0 or (C % block > 0 and (need_dx or window.narrow == block)))
+    plan = Plan(H, W, C, OH, OW, O, units, slices, window, 1, O)
+    partial = None if direct else (groups * padded_rows * wide_outs * block,)
+    return (kernel, (plan, z_window, dx_units, groups, runs), groups * slices + (0 if direct else group_tasks(rows)),
+            N * units.bands, partial, tuple(tables), scratch(work, dtype))
+
+
+def _runs(geometry, C, window, units, x_size, z_size, z_pitch, block, channels):
+    """The Runs of a convolution."""
+    (KH, KW), stride, dilation = geometry.kernel, geometry.stride, geometry.dilation
+    narrow, pitch, ins = window.narrow, window.width * window.narrow, -(-C // block)
+    together = KW if narrow < block and dilation[1] == 1 else 1  # of few channels the taps of a row are neighbours
+    used = together * C
+    length = -(-used // channels) * channels if narrow < block else block
+    padded = length if narrow < block else ins * block
+    starts = [(c * units.images * x_size + i * dilation[0] * pitch + j * dilation[1] * narrow,
+               (i * (KW // together) + j) * padded + c * block)
+              for c in range(ins) for i in range(KH) for j in range(KW // together)]
+    x_slabs = [n * x_size + r * stride[0] * pitch for n in range(units.images) for r in range(units.rows)]
+    z_slabs = [n * z_size + r * z_pitch for n in range(units.images) for r in range(units.rows)]
+    return Runs(np.array(starts, np.int64), length, used, np.array(x_slabs, np.int64),
+                np.array(z_slabs, np.int64), stride[1] * narrow)
