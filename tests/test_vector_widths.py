@@ -4,7 +4,6 @@ import platform
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 from numba.core import config
 

@@ -1,4 +1,4 @@
-"""The convolution's operators: what each asks of the two kernels, forward and gradient, of the algorithm that `choose` names.
+"""The convolution's operators: what each asks of two kernels, forward and gradient, direct or Winograd's (algorithm.py).
 
 What the fused ones compute is `minires.backends.composed`; the derivations are those of the layers. They store one image a
 unit and read it as few times as they can. For a block of two units with tensors of T bytes, forward reads x, writes z1;
@@ -19,7 +19,6 @@ from minires.backends.cpu.geometry import geometry_of
 from minires.backends.cpu.host import block_of
 from minires.backends.cpu.images import Gradient, Input, InputGradient, Output, blocks_of, shared_scratch
 from minires.backends.cpu.threads import here, launch
-from minires.backends.cpu.units import group_tasks
 
 PLAIN = (1, 1)  # dilation
 
@@ -82,8 +81,8 @@ def conv2d_forward(x, weight, bias, stride, padding, dilation):
 
 def conv2d_input_gradient(dy, weight, x_shape, stride, padding, dilation):
     """dy: (N, OH, OW, O) -> dx: (N, H, W, C), a convolution of dy with the weights of each phase turned round."""
-    dy = np.ascontiguousarray(dy)
-    return _convolved(dy, weight, geometry_of(x_shape, weight.shape[:2], stride, padding, dilation), _input(dy), turned=True)[0]
+    dy, geometry = np.ascontiguousarray(dy), geometry_of(x_shape, weight.shape[:2], stride, padding, dilation)
+    return _convolved(dy, weight, geometry, _input(dy), turned=True)[0]
 
 
 def conv2d_weight_gradient(dy, x, kernel_size, stride, padding, dilation):
@@ -134,14 +133,14 @@ def conv2d_unit_gradient(g, z, normalisation, x, prologue, weight, stride, paddi
         return dx, here(composed.added, add_to, dweight), *sums
     g, z, x, residual_gradient, shortcut = contiguous((g, z, x, residual_gradient, shortcut))
     geometry = geometry_of(x.shape, weight.shape[:2], stride, padding, PLAIN)
-    return _gradients(g, z, contiguous(normalisation), x, _input(x, contiguous(prologue), shortcut),
-                      np.ascontiguousarray(weight) if need_dx else None, geometry, residual_gradient, contiguous(front), add_to)
+    source, weight = _input(x, contiguous(prologue), shortcut), np.ascontiguousarray(weight) if need_dx else None
+    return _gradients(g, z, contiguous(normalisation), x, source, weight, geometry, residual_gradient, contiguous(front), add_to)
 
 
 def in_place(operator, arguments):
     """Where a convolution's dx may lie besides in `trace.IN_PLACE`: each image is read before its gradient is written.
 
-    That holds for x while no unit is a band, which reads rows beside its own, and for g and z if no unit is shared by slices.
+    That holds for x while no unit is a band, which reads rows beside its own; for g and z if no slices share a unit either.
     """
     if operator != "conv2d_unit_gradient":
         return ()

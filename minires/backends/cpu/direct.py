@@ -4,9 +4,9 @@
     dweight[t, c, o] = sum over images n, pixels p of image[n, p * stride + t * dilation, c] * dy[n, p, o]
 
 Loop order. Tasks are units times slices of channels (units.py). A unit is read into scratch; the im2col matrix is never
-formed, since the micro-kernel finds its rows where they lie (geometry.py). The sum over taps and channels runs in pieces whose
-weights, laid out as the micro-kernel reads them, fit the first-level cache; for each, blocks of output channels outside,
-pixels inside. `gradient`: of each unit dz is formed once and serves the weight gradient, added to a group's, and the input
+formed, since the micro-kernel finds its rows where they lie (geometry.py). The sum over taps and channels runs in pieces;
+the weights of one, laid out as the micro-kernel reads them, fit the first-level cache. For each, blocks of output channels
+outside, pixels inside. `gradient`: of each unit dz is formed once and serves the weight gradient, added to a group's, and the input
 gradient.
 
 Bytes moved: x read once (a slice each), y written once; the weights once a unit.
@@ -76,8 +76,8 @@ def lay_out(BLOCK, weight, taps, first, end, narrow, C, O, c_step, o_step, o, pa
 
 
 @jit.part
-def gather_unit(ROWS, BLOCKS, BLOCK, work, image, panel, out, out_block, tables, weight, narrow, C, O, c_step, o_step, images,
-                rows, first, end):
+def gather_unit(ROWS, BLOCKS, BLOCK, work, image, panel, out, out_block, tables, weight, narrow, C, O, c_step, o_step,
+                images, rows, first, end):
     """The convolution of a unit in scratch, for the blocks first .. end of output channels, to scratch."""
     pixels, places, phases, slabs, taps = tables
     for p in range(phases.shape[0]):
@@ -140,8 +140,8 @@ def forward_kernel(tiling, block, ragged):
             top = (row * window.step if window.step > 0 else row // -window.step) + window.first
             for n in range(n0, n1):
                 if narrow < block:
-                    load_narrow(source.x, n, top, rows_read(window, rows), window.left, window.width, plan.H, plan.W, C, work,
-                                image + (n - n0) * size)
+                    load_narrow(source.x, n, top, rows_read(window, rows), window.left, window.width, plan.H, plan.W, C,
+                                work, image + (n - n0) * size)
                 else:
                     for c in range(ins):
                         load_input(block, ragged, source, n, top, rows_read(window, rows), window.left, window.width, plan.H,
@@ -150,8 +150,9 @@ def forward_kernel(tiling, block, ragged):
                         plan.o_step, n1 - n0, rows, first, end)
             for o in range(first, min(end, outs)):
                 for n in range(n0, n1):
-                    finish(block, ragged, work, out + (o - first) * out_block + (n - n0) * units.rows * OW * block, OW * block,
-                           rows, OW, output, (n * plan.OH + row) * OW * O, O, o * block, n * units.bands + unit % units.bands)
+                    at = out + (o - first) * out_block + (n - n0) * units.rows * OW * block
+                    finish(block, ragged, work, at, OW * block, rows, OW, output, (n * plan.OH + row) * OW * O, O, o * block,
+                           n * units.bands + unit % units.bands)
             task = claim_next(counter)
         await_tasks(counter, units.count * plan.slices)
         while task < tasks:
@@ -163,7 +164,7 @@ def forward_kernel(tiling, block, ragged):
 
 
 class Runs(NamedTuple):
-    """The rows of the weight gradient, as runs that lie together in what is read of x, and the rows of pixels to sum over."""
+    """The rows of the weight gradient, in runs that lie together in what is read of x, and the pixels to sum over."""
 
     starts: np.ndarray  # (runs, 2): offset in a block's scratch of x, first row of the gradient; for each block of channels
     length: int  # rows of a run, rounded up to tiles
@@ -207,8 +208,8 @@ def gradient_kernel(tiling, block, ragged):
                 z_top, x_top = row + z_window.first, row * window.step + window.first
                 for n in range(n0, n1):
                     if narrow < block:
-                        load_narrow(source.x, n, x_top, rows_read(window, rows), window.left, window.width, plan.H, plan.W, C,
-                                    work, x_image + (n - n0) * x_size)
+                        load_narrow(source.x, n, x_top, rows_read(window, rows), window.left, window.width, plan.H, plan.W,
+                                    C, work, x_image + (n - n0) * x_size)
                     else:
                         for c in range(first, end):
                             load_input(block, ragged, source, n, x_top, rows_read(window, rows), window.left, window.width,
@@ -227,8 +228,9 @@ def gradient_kernel(tiling, block, ragged):
                                  partial, (group * run_rows + target + r) * padded_O + o * block, padded_O, block,
                                  0, (n1 - n0) * rows, OW, unit > begin or (direct and adds))
                 if output.dx.size:
-                    gather_unit(rows_, blocks_, block, work, z_image, panel, dx_image, dx_block, tables, weight, np.int64(block), O, C,
-                                plan.c_step, plan.o_step, n1 - n0, x_rows, first, min((part + 1) * per_slice, wide_ins))
+                    gather_unit(rows_, blocks_, block, work, z_image, panel, dx_image, dx_block, tables, weight,
+                                np.int64(block), O, C, plan.c_step, plan.o_step, n1 - n0, x_rows, first,
+                                min((part + 1) * per_slice, wide_ins))
                     for c in range(first, end):
                         for n in range(n0, n1):
                             at = dx_image + (c - first) * dx_block + (n - n0) * dx_units.rows * plan.W * block
@@ -260,7 +262,8 @@ def _scratch_size(window, units, blocks):
 def forward_plan(geometry, dtype, N, C, O, narrow, whole, turned):
     """(kernel, Plan, pixels of the parts, tables, scratch) of the convolution from C to O channels, or with `turned` of dx.
 
-    narrow: fewer channels than a block may lie as in memory; whole: all of x is read. turned: C are the channels of dy, O those of dx.
+    narrow: fewer channels than a block may lie as in memory; whole: all of x is read. turned: C are the channels of dy, O
+    those of dx.
     """
     tiling, block = tiling_of(dtype, O), block_of(dtype)
     (OH, OW), (H, W) = (geometry.size, geometry.out_size) if turned else (geometry.out_size, geometry.size)
@@ -290,7 +293,8 @@ def _panels(phases, per_slice, block):
 
 @lru_cache(maxsize=256)
 def gradient_plan(geometry, dtype, N, C, O, narrow, need_dx):
-    """(kernel, its first arguments, tasks but for sums, parts of the sums, size of partial gradients or None, tables, scratch)."""
+    """(kernel, its first arguments, tasks but for sums, parts of the sums, size of partial gradients or None, tables,
+    scratch)."""
     tiling, block = tiling_of(dtype, min(C, O) if need_dx else O), block_of(dtype)
     (H, W), (OH, OW), (KH, KW), stride, _, dilation = geometry
     ins, outs = blocks_of(C, dtype), blocks_of(O, dtype)
@@ -309,7 +313,7 @@ def gradient_plan(geometry, dtype, N, C, O, narrow, need_dx):
     runs = _runs(geometry, C, window, units, x_size, z_size, z_window.width * block, block, tiling.channels)
     rows, padded_rows = KH * KW * C, len(runs.starts) * runs.length
     groups = groups_of(units.count, padded_rows * wide_outs * block * dtype.itemsize)
-    direct = groups == 1 and rows == padded_rows and O == wide_outs * block
+    direct = groups == 1 and (rows, O) == (padded_rows, wide_outs * block)
     slices = slices_of(groups, wide_ins // tiling.blocks)
     per_slice = -(-(wide_ins // tiling.blocks) // slices) * tiling.blocks
     work = per_slice * units.images * x_size + 2 * block + wide_outs * units.images * z_size

@@ -59,7 +59,9 @@ class Gather(NamedTuple):
     window: Window
     pixels: np.ndarray  # offsets of the output's pixels in what is read, phase by phase
     places: np.ndarray  # and in what is written
-    phases: np.ndarray  # (phases, 8): see `_phase`
+    # (phases, 7): first pixel, remainder of its rows, rows and columns of the output from one to the next, pixels in a row,
+    # first slab and behind the last, length of a slab
+    phases: np.ndarray
     slabs: np.ndarray  # offsets of runs of taps and channels in what is read
     taps: np.ndarray  # (slabs, 4): number of taps, the first, the step to the next, the first channel
 
@@ -111,8 +113,8 @@ def rows_read(window, rows):
 
 
 def _gather(window, rows, columns, step, spread, size, KW, channels, block, tile_rows, units):
-    """rows, columns: per remainder, the (tap, place) that it meets; step: pixels of what is read from one of a phase's to the
-    next; spread: and of what is written."""
+    """rows, columns: per remainder, the (tap, place) that it meets; step: pixels of what is read, and spread: of what is
+    written, from one of a phase's pixels to the next."""
     narrow = window.narrow
     pitch = window.width * narrow
     image, whole = rows_read(window, units.rows) * pitch, units.rows * size[1]  # elements of an image read, pixels written
@@ -128,7 +130,8 @@ def _gather(window, rows, columns, step, spread, size, KW, channels, block, tile
                 for c in range(blocks):
                     for run in runs:
                         slabs.append(c * units.images * image + place * pitch + run[0][1] * narrow)
-                        taps.append((len(run), tap * KW + run[0][0], run[1][0] - run[0][0] if len(run) > 1 else 0, c * block))
+                        step_of_taps = run[1][0] - run[0][0] if len(run) > 1 else 0
+                        taps.append((len(run), tap * KW + run[0][0], step_of_taps, c * block))
             for n in range(units.images):
                 for h in range(height):
                     for w in range(width):

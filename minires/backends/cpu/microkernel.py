@@ -88,7 +88,7 @@ class _Tile:
         return llvm.load(self.builder, pointer, self.vector, self.align)
 
     def loop(self, name, first, end, step, carried, body):
-        """for k in range(first, end, step): carried = body(k, carried), all of it in registers; -> (k, carried) at the end."""
+        """for k in range(first, end, step): carried = body(k, carried), in registers; -> (k, carried) at the end."""
         builder = self.builder
         before = builder.basic_block
         head, inside, after = (builder.append_basic_block(f"{name}.{part}") for part in ("head", "body", "end"))

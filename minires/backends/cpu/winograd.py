@@ -3,10 +3,10 @@
     y = A^T [(G weight G^T) * (B^T x B)] A     for each tile of m x m output pixels, * element by element over (m + 2)^2
                                                points, each point a matrix product over channels (transforms.py derives it)
 
-Loop order. Tasks are units (see geometry.py) times slices of output channels. For a unit: block by block of input channels, an
-image is read into scratch and transformed to V (points, blocks, tiles, BLOCK); the products P (points, blocks, tiles, BLOCK),
-a matrix product a point by the micro-kernel; block by block of output channels, P is transformed back and leaves. A unit has
-so many tiles that the weights, read once a unit, are used often enough, and no more, so that V and P stay in the caches.
+Loop order. Tasks are units times slices of output channels (units.py). For a unit: block by block of input channels, an
+image is read into scratch and transformed to V (points, blocks, tiles, BLOCK); the products P (points, blocks, tiles,
+BLOCK), a matrix product a point by the micro-kernel; block by block of output channels, P is transformed back and leaves.
+A unit has so many tiles that the weights, read once a unit, are used often enough, and no more: V and P stay in the caches.
 
 `gradient`: from the same unit of x and dz it forms V of x and A dz A^T, whose products over the tiles are, block by block of
 both channels, the points of the weight gradient, transformed back at once and added to a group's; then V of dz and, as
@@ -184,8 +184,8 @@ def forward_kernel(m, tiling, lanes, block, ragged):
             temp = work[image + (rows * m + 2) * width * block:]
             for n in range(n0, n1):
                 for c in range(ins):
-                    load_input(block, ragged, source, n, row * m - 1, rows * m + 2, left, width, H, W, C, c * block, part == 0,
-                               work, image)
+                    load_input(block, ragged, source, n, row * m - 1, rows * m + 2, left, width, H, W, C, c * block,
+                               part == 0, work, image)
                     transform_tiles(m, lanes, block, work, image, width, rows, columns, work,
                                     v + (c * tiles + (n - n0) * rows * columns) * block, v_plane, temp)
             multiply(rows_, blocks_, block, size, work, v, v_plane, tiles, ins, points, u_plane, work, p, p_plane,
@@ -269,8 +269,8 @@ def gradient_kernel(m, tiling, lanes, block, ragged):
                 for n in range(n0, n1):
                     at = (n - n0) * rows * columns
                     for c in range(first, min(end, ins)):
-                        load_input(block, ragged, source, n, row * m - 1, rows * m + 2, left, width, H, W, C, c * block, part < 0,
-                                   work, image)
+                        load_input(block, ragged, source, n, row * m - 1, rows * m + 2, left, width, H, W, C, c * block,
+                                   part < 0, work, image)
                         transform_tiles(m, lanes, block, work, image, width, rows, columns, work,
                                         v + ((c - first) * tiles + at) * block, v_plane, temp)
                     for o in range(outs):
@@ -363,10 +363,11 @@ def forward_plan(m, dtype, N, H, W, C, O, turned):
     ins, outs, size = blocks_of(C, dtype), blocks_of(O, dtype), (m + 2) ** 2
     height, columns = -(-H // m), -(-W // m)
     most = max(MOST_TILES, CACHE_BYTES // 4 // (size * ins * 64))
-    units = units_of(N, height, columns, most, -(-outs // tiling.blocks))
+    wide = -(-outs // tiling.blocks)
+    units = units_of(N, height, columns, most, wide)
     tiles = -(-units.images * units.rows * columns // tiling.rows) * tiling.rows
-    slices = slices_of(units.count, -(-outs // tiling.blocks))
-    per_slice = -(-(-(-outs // tiling.blocks)) // slices) * tiling.blocks
+    slices = slices_of(units.count, wide)
+    per_slice = -(-wide // slices) * tiling.blocks
     work = size * (ins * tiles + per_slice * tiles + 2) * block + _image(m, units.rows, columns, block, lanes)
     kernel = forward_kernel(m, tiling, lanes, block, C % block > 0 or O % block > 0)
     plan = Plan(H, W, C, O, columns, units, tiles, slices, 0, turned)
@@ -375,7 +376,8 @@ def forward_plan(m, dtype, N, H, W, C, O, turned):
 
 def _image(m, rows, columns, block, lanes):
     """Elements of scratch for a block of a unit's image, and for what transforms need besides."""
-    return max((rows * m + 2) * (columns * m + 2) * block, 9 * block * block) + (m + 2) * (m + 3) * lanes * 2 + 9 * block * block
+    raw = 9 * block * block  # weights
+    return max((rows * m + 2) * (columns * m + 2) * block, raw) + (m + 2) * (m + 3) * lanes * 2 + raw
 
 
 def part_counts(units, m, H, W):
