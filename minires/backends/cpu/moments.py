@@ -7,7 +7,7 @@ import numpy as np
 from minires.backends.cpu import jit
 from minires.backends.cpu.host import lanes_of
 from minires.backends.cpu.simd import load, splat, store, stream
-from minires.backends.cpu.threads import claim, enter, launch, leave
+from minires.backends.cpu.threads import claimed, launch
 
 ROWS = 16  # of a weight's gradient that are one task: to claim one takes as long as adding up one
 
@@ -65,12 +65,8 @@ def merge_moments(means, squares, counts):
 
 @jit.kernel
 def _merge(tasks, counter, thread, means, squares, counts, merged):
-    enter(counter, thread)
-    c = claim(counter)
-    while c < tasks:
+    for c in claimed(tasks, counter, thread):
         merge_channel(means, squares, counts, c, merged)
-        c = claim(counter)
-    leave(counter, thread)
 
 
 @jit.part

@@ -13,7 +13,7 @@ from minires.backends.cpu import jit
 from minires.backends.cpu.arena import empty
 from minires.backends.cpu.moments import add_channel, channel_lanes, merge_moments, moments
 from minires.backends.cpu.simd import load, store
-from minires.backends.cpu.threads import await_tasks, claim, claim_next, enter, here, launch, leave
+from minires.backends.cpu.threads import await_tasks, claimed, enter, here, launch
 
 PARTS = 64
 
@@ -22,15 +22,11 @@ PARTS = 64
 def _batch_moments_kernel(lanes):
     @jit.kernel
     def batch_moments(tasks, counter, thread, x, means, squares):
-        enter(counter, thread)
         M = x.shape[0]
-        part = claim(counter)
-        while part < tasks:
+        for part in claimed(tasks, counter, thread):
             start, end = part * M // PARTS, (part + 1) * M // PARTS
             if start < end:
                 moments(lanes, False, x, start, end, means, squares, part, x[:0], 0)
-            part = claim(counter)
-        leave(counter, thread)
 
     return batch_moments
 
@@ -39,17 +35,13 @@ def _batch_moments_kernel(lanes):
 def _apply_kernel(lanes):
     @jit.kernel
     def apply(tasks, counter, thread, x, mean, scale, bias, y):
-        enter(counter, thread)
         M, C = x.shape
-        part = claim(counter)
-        while part < tasks:
+        for part in claimed(tasks, counter, thread):
             for row in range(part * M // PARTS, (part + 1) * M // PARTS):
                 for c0 in range(0, C, lanes):
                     c = min(c0, C - lanes)
                     v = (load(lanes, x, row * C + c) - load(lanes, mean, c)) * load(lanes, scale, c)
                     store(y, row * C + c, v + load(lanes, bias, c))
-            part = claim(counter)
-        leave(counter, thread)
 
     return apply
 
@@ -58,10 +50,12 @@ def _apply_kernel(lanes):
 def _gradient_sums_kernel(lanes):
     @jit.kernel
     def gradient_sums(tasks, counter, thread, dy, x, mean, sums, total):
-        enter(counter, thread)
         M, C = x.shape
-        part = claim(counter)
-        while part < PARTS:
+        for part in claimed(tasks, counter, thread):
+            if part >= PARTS:
+                await_tasks(counter, PARTS)
+                add_channel(sums, part - PARTS, total)
+                continue
             for c0 in range(0, C, lanes):
                 c = min(c0, C - lanes)
                 centre = load(lanes, mean, c)
@@ -73,12 +67,6 @@ def _gradient_sums_kernel(lanes):
                     product = product + g * (load(lanes, x, row * C + c) - centre)
                 store(sums, (2 * part) * C + c, added)
                 store(sums, (2 * part + 1) * C + c, product)
-            part = claim_next(counter)
-        await_tasks(counter, PARTS)
-        while part < tasks:
-            add_channel(sums, part - PARTS, total)
-            part = claim_next(counter)
-        leave(counter, thread)
 
     return gradient_sums
 
@@ -87,18 +75,14 @@ def _gradient_sums_kernel(lanes):
 def _gradient_kernel(lanes):
     @jit.kernel
     def gradient(tasks, counter, thread, dy, x, mean, from_dy, from_x, constant, dx):
-        enter(counter, thread)
         M, C = x.shape
-        part = claim(counter)
-        while part < tasks:
+        for part in claimed(tasks, counter, thread):
             for row in range(part * M // PARTS, (part + 1) * M // PARTS):
                 for c0 in range(0, C, lanes):
                     c = min(c0, C - lanes)
                     v = (load(lanes, x, row * C + c) - load(lanes, mean, c)) * load(lanes, from_x, c)
                     v = load(lanes, dy, row * C + c) * load(lanes, from_dy, c) + v
                     store(dx, row * C + c, v + load(lanes, constant, c))
-            part = claim(counter)
-        leave(counter, thread)
 
     return gradient
 
@@ -181,7 +165,6 @@ def _coefficients(tasks, counter, thread, sum_g, sum_gx, var, weight, eps, part,
         factors[2, c] = -from_dy * sum_g[c] * part
         weight_gradient[c] += dweight
         bias_gradient[c] += sum_g[c]
-    leave(counter, thread)
 
 
 @jit.kernel
@@ -189,7 +172,6 @@ def _scale(tasks, counter, thread, weight, var, eps, scale):
     enter(counter, thread)
     for c in range(scale.size):
         scale[c] = weight[c] / np.sqrt(var[c] + eps)
-    leave(counter, thread)
 
 
 def normalisation_scale(weight, var, eps):
@@ -205,7 +187,6 @@ def _follow(tasks, counter, thread, running_mean, running_var, mean, var, keep, 
     for c in range(running_mean.size):
         running_mean[c] = keep * running_mean[c] + take * mean[c]
         running_var[c] = keep * running_var[c] + take * var[c] * unbias
-    leave(counter, thread)
 
 
 def update_running(running_mean, running_var, mean, var, momentum, m):
@@ -216,16 +197,12 @@ def update_running(running_mean, running_var, mean, var, momentum, m):
 
 @jit.kernel
 def _channel_sums(tasks, counter, thread, dy, sums):
-    enter(counter, thread)
     M, C = dy.shape
-    part = claim(counter)
-    while part < tasks:
+    for part in claimed(tasks, counter, thread):
         sums[part] = 0
         for row in range(part * M // PARTS, (part + 1) * M // PARTS):
             for c in range(C):
                 sums[part, c] += dy[row, c]
-        part = claim(counter)
-    leave(counter, thread)
 
 
 def channel_sum(dy):
@@ -241,10 +218,8 @@ def _sum_of_parts(parts):
 
 @jit.kernel
 def _layernorm(tasks, counter, thread, x, weight, bias, eps, y, mean, var):
-    enter(counter, thread)
     M, C = x.shape
-    part = claim(counter)
-    while part < tasks:
+    for part in claimed(tasks, counter, thread):
         for row in range(part * M // PARTS, (part + 1) * M // PARTS):
             total = x[row, 0] - x[row, 0]
             for c in range(C):
@@ -257,16 +232,12 @@ def _layernorm(tasks, counter, thread, x, weight, bias, eps, y, mean, var):
             inv_std = 1 / np.sqrt(var[row] + eps)
             for c in range(C):
                 y[row, c] = weight[c] * ((x[row, c] - mean[row]) * inv_std) + bias[c]
-        part = claim(counter)
-    leave(counter, thread)
 
 
 @jit.kernel
 def _layernorm_gradient(tasks, counter, thread, dy, x, mean, var, weight, eps, dx, dweight, dbias):
-    enter(counter, thread)
     M, C = x.shape
-    part = claim(counter)
-    while part < tasks:
+    for part in claimed(tasks, counter, thread):
         dweight[part] = 0
         dbias[part] = 0
         for row in range(part * M // PARTS, (part + 1) * M // PARTS):
@@ -282,8 +253,6 @@ def _layernorm_gradient(tasks, counter, thread, dy, x, mean, var, weight, eps, d
             for c in range(C):
                 x_hat = (x[row, c] - mean[row]) * inv_std
                 dx[row, c] = inv_std * (weight[c] * dy[row, c] - g_sum / C - x_hat * g_x_sum / C)
-        part = claim(counter)
-    leave(counter, thread)
 
 
 def layernorm_forward(x, weight, bias, eps):

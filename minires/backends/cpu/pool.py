@@ -12,16 +12,14 @@ from minires.backends.cpu import jit
 from minires.backends.cpu.arena import empty
 from minires.backends.cpu.host import lanes_of
 from minires.backends.cpu.simd import load, prefetch, splat, store
-from minires.backends.cpu.threads import claim, enter, launch, leave
+from minires.backends.cpu.threads import claimed, launch
 from minires.backends.reference import output_size
 
 
 @jit.kernel
 def _maxpool(tasks, counter, thread, x, y, argmax, kernel, stride, padding, dilation):
-    enter(counter, thread)
     N, H, W, C = x.shape
-    n = claim(counter)
-    while n < tasks:
+    for n in claimed(tasks, counter, thread):
         for oh in range(y.shape[1]):
             for ow in range(y.shape[2]):
                 y[n, oh, ow] = -np.inf
@@ -40,16 +38,12 @@ def _maxpool(tasks, counter, thread, x, y, argmax, kernel, stride, padding, dila
                             if argmax[n, oh, ow, c] < 0 or v > best or (v != v and best == best):
                                 y[n, oh, ow, c] = v
                                 argmax[n, oh, ow, c] = i * kernel[1] + j
-        n = claim(counter)
-    leave(counter, thread)
 
 
 @jit.kernel
 def _maxpool_gradient(tasks, counter, thread, dy, argmax, dx, kernel, stride, padding, dilation):
-    enter(counter, thread)
     N, OH, OW, C = dy.shape
-    n = claim(counter)
-    while n < tasks:
+    for n in claimed(tasks, counter, thread):
         dx[n] = 0
         for oh in range(OH):
             for ow in range(OW):
@@ -57,16 +51,12 @@ def _maxpool_gradient(tasks, counter, thread, dy, argmax, dx, kernel, stride, pa
                     i, j = divmod(argmax[n, oh, ow, c], kernel[1])
                     dx[n, oh * stride[0] - padding[0] + i * dilation[0],
                        ow * stride[1] - padding[1] + j * dilation[1], c] += dy[n, oh, ow, c]
-        n = claim(counter)
-    leave(counter, thread)
 
 
 @jit.kernel
 def _avgpool(tasks, counter, thread, x, y, kernel, stride, padding):
-    enter(counter, thread)
     N, H, W, C = x.shape
-    n = claim(counter)
-    while n < tasks:
+    for n in claimed(tasks, counter, thread):
         for oh in range(y.shape[1]):
             for ow in range(y.shape[2]):
                 y[n, oh, ow] = 0
@@ -76,16 +66,12 @@ def _avgpool(tasks, counter, thread, x, y, kernel, stride, padding):
                             y[n, oh, ow, c] += x[n, h, w, c]
                 for c in range(C):
                     y[n, oh, ow, c] /= kernel[0] * kernel[1]
-        n = claim(counter)
-    leave(counter, thread)
 
 
 @jit.kernel
 def _avgpool_gradient(tasks, counter, thread, dy, dx, kernel, stride, padding):
-    enter(counter, thread)
     N, H, W, C = dx.shape
-    n = claim(counter)
-    while n < tasks:
+    for n in claimed(tasks, counter, thread):
         dx[n] = 0
         for oh in range(dy.shape[1]):
             for ow in range(dy.shape[2]):
@@ -93,8 +79,6 @@ def _avgpool_gradient(tasks, counter, thread, dy, dx, kernel, stride, padding):
                     for w in range(max(0, ow * stride[1] - padding[1]), min(W, ow * stride[1] - padding[1] + kernel[1])):
                         for c in range(C):
                             dx[n, h, w, c] += dy[n, oh, ow, c] / (kernel[0] * kernel[1])
-        n = claim(counter)
-    leave(counter, thread)
 
 
 def _out_shape(x, kernel_size, stride, padding, dilation):
@@ -136,31 +120,23 @@ def avgpool2d_backward(dy, x_shape, kernel_size, stride, padding):
 
 @jit.kernel
 def _global_mean(tasks, counter, thread, x, y):
-    enter(counter, thread)
     N, P, C = x.shape
-    n = claim(counter)
-    while n < tasks:
+    for n in claimed(tasks, counter, thread):
         y[n] = 0
         for p in range(P):
             for c in range(C):
                 y[n, c] += x[n, p, c]
         for c in range(C):
             y[n, c] /= P
-        n = claim(counter)
-    leave(counter, thread)
 
 
 @jit.kernel
 def _spread(tasks, counter, thread, dy, dx):
-    enter(counter, thread)
     N, P, C = dx.shape
-    n = claim(counter)
-    while n < tasks:
+    for n in claimed(tasks, counter, thread):
         for p in range(P):
             for c in range(C):
                 dx[n, p, c] = dy[n, c] / P
-        n = claim(counter)
-    leave(counter, thread)
 
 
 def global_avgpool_forward(x):
@@ -183,11 +159,9 @@ def global_avgpool_backward(dy, x_shape):
 def _pad_shortcut_kernel(lanes):
     @jit.kernel
     def pad_shortcut(tasks, counter, thread, x, y, before, stride):
-        enter(counter, thread)
         (_, H, W, C), (_, OH, OW, O) = x.shape, y.shape
         zero = splat(lanes, x.dtype.type(0))
-        n = claim(counter)
-        while n < tasks:
+        for n in claimed(tasks, counter, thread):
             for oh in range(OH):
                 for ow in range(OW):
                     source, target = ((n * H + oh * stride[0]) * W + ow * stride[1]) * C, ((n * OH + oh) * OW + ow) * O
@@ -198,8 +172,6 @@ def _pad_shortcut_kernel(lanes):
                         store(y, target + before + c, load(lanes, x, source + c))
                     for o in range(before + C, O, lanes):
                         store(y, target + o, zero)
-            n = claim(counter)
-        leave(counter, thread)
 
     return pad_shortcut
 
@@ -208,11 +180,9 @@ def _pad_shortcut_kernel(lanes):
 def _pad_shortcut_gradient_kernel(lanes):
     @jit.kernel
     def pad_shortcut_gradient(tasks, counter, thread, dy, dx, before, stride):
-        enter(counter, thread)
         (_, OH, OW, O), (_, H, W, C) = dy.shape, dx.shape
         zero = splat(lanes, dx.dtype.type(0))
-        n = claim(counter)
-        while n < tasks:
+        for n in claimed(tasks, counter, thread):
             for h in range(H):
                 row = (n * H + h) * W * C
                 if h % stride[0]:
@@ -226,8 +196,6 @@ def _pad_shortcut_gradient_kernel(lanes):
                         store(dx, target + c, load(lanes, dy, source + c))
                     for i in range(target + C, min(target + stride[1] * C, row + W * C), lanes):
                         store(dx, i, zero)
-            n = claim(counter)
-        leave(counter, thread)
 
     return pad_shortcut_gradient
 
