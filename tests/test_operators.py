@@ -8,11 +8,10 @@ from cases import AVG_POOLS, CONVOLUTIONS, IMAGES, LINEARS, MAX_POOLS
 from conftest import BACKENDS, each_backend, operators, relative_error
 
 from minires.backends import reference
+from minires.backends.trace import RULES
 from minires.layers.arguments import pair
 
-STEPS_OF_THE_MATHS = {"output_size", "output_sizes", "taps", "pad_image", "crop_image", "im2col", "col2im"}  # not operators
-EVERY_OPERATOR = {name: function for name, function in vars(reference).items()
-                  if inspect.isfunction(function) and name not in STEPS_OF_THE_MATHS}
+EVERY_OPERATOR = {name: getattr(reference, name) for name in sorted(reference.OPERATORS)}
 # What draws random numbers, and what each back end makes for itself alone: tested below and in test_cpu_kernels.
 ALONE = {"dropout_keep", "prepare", "digest"}
 OPERATORS = {name: function for name, function in EVERY_OPERATOR.items() if name not in ALONE}
@@ -238,6 +237,7 @@ LAYOUTS = {
 @pytest.mark.parametrize("module", each_backend(*OTHERS))
 def test_every_backend_has_the_reference_signatures(module):
     other = importlib.import_module(f"minires.backends.{module}")
+    assert EVERY_OPERATOR.keys() >= RULES.keys()
     for name, function in EVERY_OPERATOR.items():
         assert str(inspect.signature(getattr(other, name))) == str(inspect.signature(function)), name
 
