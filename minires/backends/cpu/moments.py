@@ -7,7 +7,6 @@ import numpy as np
 from minires.backends.cpu import jit
 from minires.backends.cpu.host import lanes_of
 from minires.backends.cpu.simd import load, splat, store, stream
-from minires.backends.cpu.threads import claimed, launch
 
 ROWS = 16  # of a weight's gradient that are one task: to claim one takes as long as adding up one
 
@@ -52,26 +51,14 @@ def moments(LANES, COPIES, x, start, end, means, squares, part, y, target):
         store(squares, part * C + c, square - mean * total)
 
 
-def merge_moments(means, squares, counts):
-    """Mean and biased variance of the union of parts: each part's mean, sum of squares about it, and count.
+@jit.part
+def merge_channel(means, squares, counts, c, merged):
+    """merged[:, c] = mean and biased variance of channel c in the union of parts: each part's mean, sum of squares about it,
+    and count.
 
     means, squares: (P, C), counts: (P,). var = (sum of squares + sum of counts * (part's mean - mean)^2) / count
     (Chan, Golub & LeVeque 1983), in float64.
     """
-    merged = np.empty((2, means.shape[1]), means.dtype)
-    launch(_merge, means.shape[1], means.size, means, squares, counts, merged)
-    return merged[0], merged[1]
-
-
-@jit.kernel
-def _merge(tasks, counter, thread, means, squares, counts, merged):
-    for c in claimed(tasks, counter, thread):
-        merge_channel(means, squares, counts, c, merged)
-
-
-@jit.part
-def merge_channel(means, squares, counts, c, merged):
-    """merged[:, c] = mean and variance of channel c as `merge_moments` has them."""
     total, square, count = 0.0, 0.0, 0.0
     for part in range(means.shape[0]):
         total += counts[part] * np.float64(means[part, c])

@@ -5,6 +5,7 @@
     store(y, offset, a * b + v * 4)      + - * on vectors are operations on all lanes; * takes a number too
     v = load_first(LANES, x, offset, n)  its first n elements and zeros; nothing behind them is read
     store_first(y, offset, n, v)         write the first n elements
+    store_from(y, offset, v, first)      store, but only the lanes from `first` on: for a vector that overlaps the one before
     stream(y, offset, v)                 store to memory that is not read soon; offset a multiple of the vector, y aligned
     prefetch(x, offset)                  begin to load what lies some lines behind: for loops that go through memory
     v = rectify(v)                       max(v, 0); a NaN stays one
@@ -103,6 +104,18 @@ def store_first(typingctx, array, offset, count, value):
         return context.get_dummy_value()
 
     return types.void(array, types.int64, types.int64, value), codegen
+
+
+@intrinsic
+def store_from(typingctx, array, offset, value, first):
+    """array[offset + first : offset + lanes] = value[first:]: what lies before is written again as it is."""
+    def codegen(context, builder, sig, args):
+        pointer, align = llvm.element(context, builder, array, args[0], args[1]), array.dtype.bitwidth // 8
+        old = llvm.load(builder, pointer, args[2].type, align)
+        llvm.store(builder, pointer, builder.select(_mask(builder, value.lanes, args[3]), old, args[2]), align)
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64, value, types.int64), codegen
 
 
 @intrinsic
