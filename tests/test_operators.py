@@ -345,6 +345,17 @@ def test_max_pool_of_infinities_and_nan(backend, dtype):
     assert ops.maxpool2d_forward(negative_zero, (1, 2), (1, 2), (0, 0), (1, 1))[1].max() == 0
 
 
+@pytest.mark.parametrize("C", [2, 3, 16])
+@pytest.mark.parametrize("module", ["reference", "cpu"])
+def test_max_pool_of_windows_wholly_in_the_padding(module, C, rng):
+    """A window with gaps may meet no pixel, on either side of a small image: -inf and tap 0, and backward nothing."""
+    ops, geometry = operators(module), ((2, 2), (1, 1), (1, 1), (3, 3))
+    x = rng.standard_normal((2, 2, 4, C))
+    y, argmax = ops.maxpool2d_forward(x, *geometry)
+    assert y.shape[1:3] == (1, 3) and (y == -np.inf).all() and not argmax.any()
+    assert not ops.maxpool2d_backward(np.ones_like(y), argmax, x.shape, *geometry).any()
+
+
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 def test_nan_is_not_swallowed(backend, dtype):
     """Somebody's training that has gone wrong must show, not continue on zeros."""

@@ -6,7 +6,7 @@ import numpy as np
 
 from minires.backends.cpu import jit
 from minires.backends.cpu.host import lanes_of
-from minires.backends.cpu.simd import load, splat, store, stream
+from minires.backends.cpu.simd import load, splat, store, store_from, stream
 
 ROWS = 16  # of a weight's gradient that are one task: to claim one takes as long as adding up one
 
@@ -17,6 +17,17 @@ def channel_lanes(channels, dtype):
     Where it does not divide the channels, a kernel's last vector overlaps the one before and computes some twice.
     """
     return min(lanes_of(dtype), 1 << (channels.bit_length() - 1))
+
+
+@jit.part
+def put(STREAMS, y, offset, v, first):
+    """Store the lanes of v from `first` on, those that the vector before has not; STREAMS, a constant: past the caches."""
+    if STREAMS:
+        stream(y, offset, v)
+    elif first == 0:
+        store(y, offset, v)
+    else:
+        store_from(y, offset, v, first)
 
 
 @jit.part

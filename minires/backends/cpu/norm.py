@@ -12,8 +12,8 @@ import numpy as np
 from minires.backends.cpu import jit
 from minires.backends.cpu.arena import empty
 from minires.backends.cpu.host import lanes_of
-from minires.backends.cpu.moments import add_channel, channel_lanes, merge_channel, moments
-from minires.backends.cpu.simd import load, prefetch, rectify, store, store_from, stream, where_positive
+from minires.backends.cpu.moments import add_channel, channel_lanes, merge_channel, moments, put
+from minires.backends.cpu.simd import load, prefetch, rectify, store, where_positive
 from minires.backends.cpu.threads import await_tasks, claimed, enter, here, launch
 
 PARTS = 64
@@ -77,10 +77,7 @@ def _affine_kernel(lanes, whole):
                         v = v + load(lanes, residual, i)
                     if relu:
                         v = rectify(v)
-                    if whole:
-                        stream(y, i, v)
-                    else:
-                        store_from(y, i, v, c0 - c)
+                    put(whole, y, i, v, c0 - c)
 
     return affine
 
@@ -128,10 +125,7 @@ def _sums_kernel(lanes, whole):
                         else:
                             a = load(lanes, y, i)
                         v = where_positive(a, v)
-                        if whole:
-                            stream(g, i, v)
-                        else:  # again where vectors overlap, which changes nothing, in place neither
-                            store(g, i, v)
+                        put(whole, g, i, v, 0)  # again where vectors overlap, which changes nothing, in place neither
                     added = added + v
                     product = product + v * centred
                 store(sums, 2 * part * C + c, added)
@@ -179,10 +173,7 @@ def _gradient_kernel(lanes, whole):
                     i = row * C + c
                     v = (load(lanes, z, i) - load(lanes, mean, c)) * load(lanes, from_x, c) + load(lanes, constant, c)
                     v = load(lanes, g, i) * load(lanes, from_dy, c) + v
-                    if whole:
-                        stream(dz, i, v)
-                    else:
-                        store_from(dz, i, v, c0 - c)
+                    put(whole, dz, i, v, c0 - c)
 
     return gradient
 
