@@ -7,10 +7,11 @@ import pytest
 from minires import SGD, CrossEntropyLoss, UserError, build_model, compile, set_num_threads
 from minires.backends import composed, cpu, reference
 from minires.backends.cpu import arena as arena_module
-from minires.backends.cpu import threads
+from minires.backends.cpu import norm, threads
 from minires.backends.cpu.algorithm import use_convolution, winograd_size
 from minires.backends.cpu.arena import Arena
-from minires.backends.cpu.moments import merge_moments
+from minires.backends.cpu.moments import merge_channel
+from minires.backends.trace import IN_PLACE
 
 SAME = ((1, 1), (1, 1))  # stride and padding of a 3x3 convolution that keeps the image's size
 
@@ -184,10 +185,38 @@ def test_free_pieces_of_the_arena_are_joined_and_split():
     assert own.empty((4 * unit,), np.float32).ctypes.data == addresses[0] and small.size == unit // 2
 
 
+@pytest.mark.parametrize("C", [3, 17, 32, 33])
+def test_a_result_may_lie_where_a_plan_puts_it_in_place_of_an_operand(C, monkeypatch, rng):
+    """The last of a row's vectors computes channels again, and finds there what it wrote before."""
+    x, dy, residual, *channel = *rng.standard_normal((3, 2, 5, 3, C)), *rng.standard_normal((4, C))
+    prologue, changed = tuple(channel[:3]), []
+
+    def in_memory_of_a_plan(value):
+        changed.append(arena_module.aligned_zeros(value.shape, value.dtype))
+        changed[-1][...] = value
+        return changed[-1]
+
+    for name, arguments in [
+            ("normalise", (x, prologue)), ("normalise_gradient", (dy, x, tuple(channel))),
+            ("normalise_add_relu", (x, prologue, residual)), ("add_relu_gradient", (dy, x, residual, channel[0])),
+            ("add_relu_gradient", (dy, None, x, channel[0], prologue, residual))]:
+        expected = getattr(cpu, name)(*arguments)
+        for place in IN_PLACE[name]:
+            given = [*arguments[:place], in_memory_of_a_plan(arguments[place]), *arguments[place + 1:]]
+            with monkeypatch.context() as patch:
+                patch.setattr(norm, "empty", lambda shape, dtype: changed[-1])
+                found = getattr(cpu, name)(*given)
+            for ours, theirs in zip(found, expected, strict=True):
+                np.testing.assert_array_equal(ours, theirs)
+        assert found is changed[-1] or found[0] is changed[-1]
+
+
 def test_merged_moments_are_those_of_the_union(rng):
     parts = [1e4 + rng.standard_normal((count, 3)) for count in (1, 7, 20)]
     means, squares = (np.array(list(map(f, parts))) for f in (lambda p: p.mean(0), lambda p: ((p - p.mean(0)) ** 2).sum(0)))
-    mean, var = merge_moments(means, squares, np.array([1, 7, 20]))
+    mean, var = merged = np.empty((2, 3))
+    for channel in range(3):
+        merge_channel(means, squares, np.array([1, 7, 20]), channel, merged)
     together = np.concatenate(parts)
     np.testing.assert_allclose(mean, together.mean(0), rtol=1e-14)
     np.testing.assert_allclose(var, together.var(0), rtol=1e-9)

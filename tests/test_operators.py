@@ -8,11 +8,10 @@ from cases import AVG_POOLS, CONVOLUTIONS, IMAGES, LINEARS, MAX_POOLS
 from conftest import BACKENDS, each_backend, operators, relative_error
 
 from minires.backends import reference
+from minires.backends.trace import RULES
 from minires.layers.arguments import pair
 
-STEPS_OF_THE_MATHS = {"output_size", "output_sizes", "taps", "pad_image", "crop_image", "im2col", "col2im"}  # not operators
-EVERY_OPERATOR = {name: function for name, function in vars(reference).items()
-                  if inspect.isfunction(function) and name not in STEPS_OF_THE_MATHS}
+EVERY_OPERATOR = {name: getattr(reference, name) for name in sorted(reference.OPERATORS)}
 # What draws random numbers, and what each back end makes for itself alone: tested below and in test_cpu_kernels.
 ALONE = {"dropout_keep", "prepare", "digest"}
 OPERATORS = {name: function for name, function in EVERY_OPERATOR.items() if name not in ALONE}
@@ -238,6 +237,7 @@ LAYOUTS = {
 @pytest.mark.parametrize("module", each_backend(*OTHERS))
 def test_every_backend_has_the_reference_signatures(module):
     other = importlib.import_module(f"minires.backends.{module}")
+    assert EVERY_OPERATOR.keys() >= RULES.keys()
     for name, function in EVERY_OPERATOR.items():
         assert str(inspect.signature(getattr(other, name))) == str(inspect.signature(function)), name
 
@@ -343,6 +343,17 @@ def test_max_pool_of_infinities_and_nan(backend, dtype):
     assert ops.maxpool2d_forward(zeros, (2, 2), (2, 2), (0, 0), (1, 1))[1].max() == 0
     negative_zero = np.array([0.0, -0.0, -0.0, 0.0], dtype).reshape(1, 1, 4, 1)
     assert ops.maxpool2d_forward(negative_zero, (1, 2), (1, 2), (0, 0), (1, 1))[1].max() == 0
+
+
+@pytest.mark.parametrize("C", [2, 3, 16])
+@pytest.mark.parametrize("module", ["reference", "cpu"])
+def test_max_pool_of_windows_wholly_in_the_padding(module, C, rng):
+    """A window with gaps may meet no pixel, on either side of a small image: -inf and tap 0, and backward nothing."""
+    ops, geometry = operators(module), ((2, 2), (1, 1), (1, 1), (3, 3))
+    x = rng.standard_normal((2, 2, 4, C))
+    y, argmax = ops.maxpool2d_forward(x, *geometry)
+    assert y.shape[1:3] == (1, 3) and (y == -np.inf).all() and not argmax.any()
+    assert not ops.maxpool2d_backward(np.ones_like(y), argmax, x.shape, *geometry).any()
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])

@@ -6,10 +6,11 @@ import pytest
 from numba import njit
 
 from minires import UserError, set_num_threads
-from minires.backends.cpu import threads
-from minires.backends.cpu.threads import await_tasks, claim, claim_next, enter, leave
+from minires.backends.cpu import numba_private, threads
+from minires.backends.cpu.threads import await_tasks, claim, claim_next, claimed, enter, leave
 
 pytestmark = pytest.mark.usefixtures("every_thread")
+kernel = njit(nogil=True, **numba_private.OPTIONS)  # jit.kernel, but compiled for this process only
 
 
 @pytest.mark.parametrize("count", [0, -1, threads.MOST_THREADS + 1, 1.5])
@@ -30,10 +31,11 @@ def test_a_failure_in_a_thread_reaches_the_caller_and_the_others_go_on(failing):
     assert (seen == 1).all()
 
 
-def test_a_phase_begins_when_the_one_before_is_done():
+@pytest.mark.parametrize("by_steps", [False, True])
+def test_a_phase_begins_when_the_one_before_is_done(by_steps):
     for _ in range(200):
         done = np.zeros((2, 64), np.int64)
-        threads.launch(two_phases, 128, threads.SMALL, done)
+        threads.launch(two_phases_step_by_step if by_steps else two_phases, 128, threads.SMALL, done)
         assert (done == [[1], [64]]).all()
 
 
@@ -54,31 +56,34 @@ def busy(x):
     return x
 
 
-@njit(nogil=True)
+@kernel
 def count_tasks(tasks, counter, thread, seen):
-    enter(counter, thread)
-    task = claim(counter)
-    while task < tasks:
+    for task in claimed(tasks, counter, thread):
         seen[task] += 1
-        task = claim(counter)
-    leave(counter, thread)
 
 
-@njit(nogil=True)
+@kernel
 def failing_tasks(tasks, counter, thread, seen, failing):
-    enter(counter, thread)
-    task = claim(counter)
-    while task < tasks:
+    for task in claimed(tasks, counter, thread):
         if thread == failing:
             raise ValueError("no scratch")
         seen[task] += busy(task) < 2
-        task = claim_next(counter)
     await_tasks(counter, tasks)
-    leave(counter, thread)
 
 
-@njit(nogil=True)
+@kernel
 def two_phases(tasks, counter, thread, done):
+    first = done.shape[1]
+    for task in claimed(tasks, counter, thread):
+        if task < first:
+            done[0, task] += 1
+        else:
+            await_tasks(counter, first)
+            done[1, task - first] = done[0].sum()
+
+
+@kernel
+def two_phases_step_by_step(tasks, counter, thread, done):
     enter(counter, thread)
     task, first = claim(counter), done.shape[1]
     while task < first:
@@ -91,11 +96,7 @@ def two_phases(tasks, counter, thread, done):
     leave(counter, thread)
 
 
-@njit(nogil=True)
+@kernel
 def note_threads(tasks, counter, thread, who):
-    enter(counter, thread)
-    task = claim(counter)
-    while task < tasks:
+    for task in claimed(tasks, counter, thread):
         who[thread] += busy(task) < 2
-        task = claim(counter)
-    leave(counter, thread)

@@ -5,6 +5,8 @@ Batches are (N, H, W, C), convolution weights (KH, KW, C, O), so a convolution i
 such as `stride` are (rows, columns). Every function keeps the dtype it is given, float32 or float64.
 """
 import sys
+from functools import partial
+from types import FunctionType
 
 import numpy as np
 
@@ -22,8 +24,6 @@ from minires.backends.composed import (  # noqa: F401
     zero,
 )
 from minires.errors import UserError
-
-_this = sys.modules[__name__]
 
 
 def output_size(size, kernel, stride, padding, dilation):
@@ -348,34 +348,17 @@ def adamw_update(parameters, grads, firsts, seconds, step, lr, betas, eps, weigh
 
 # --- fused operators: compositions of the above, defined in composed.py ----------------------------------------------
 
+for _name in ("conv2d_moments", "add_relu_conv2d_moments", "conv2d_bias_relu", "normalise_add_relu", "add_relu_gradient",
+              "conv2d_unit_gradient"):
+    globals()[_name] = partial(getattr(composed, _name), sys.modules[__name__])
 
-def conv2d_moments(x, prologue, weight, stride, padding):
-    """See composed.conv2d_moments."""
-    return composed.conv2d_moments(_this, x, prologue, weight, stride, padding)
+# --- what every back end has -----------------------------------------------------------------------------------------
 
-
-def add_relu_conv2d_moments(z, prologue, residual, weight, stride, padding):
-    """See composed.add_relu_conv2d_moments."""
-    return composed.add_relu_conv2d_moments(_this, z, prologue, residual, weight, stride, padding)
-
-
-def conv2d_bias_relu(x, weight, bias, residual, relu, stride, padding, prepared=None):
-    """See composed.conv2d_bias_relu."""
-    return composed.conv2d_bias_relu(_this, x, weight, bias, residual, relu, stride, padding)
+_STEPS_OF_THE_MATHS = ("output_size", "output_sizes", "taps", "pad_image", "crop_image", "im2col", "col2im")
+OPERATORS = frozenset(name for name, value in globals().items()
+                      if isinstance(value, FunctionType | partial) and name not in _STEPS_OF_THE_MATHS)
 
 
-def normalise_add_relu(z, prologue, residual):
-    """See composed.normalise_add_relu."""
-    return composed.normalise_add_relu(_this, z, prologue, residual)
-
-
-def add_relu_gradient(dy, y, z, mean, prologue=None, residual=None):
-    """See composed.add_relu_gradient."""
-    return composed.add_relu_gradient(_this, dy, y, z, mean, prologue, residual)
-
-
-def conv2d_unit_gradient(g, z, normalisation, x, prologue, weight, stride, padding, residual_gradient, need_dx,
-                         front=None, add_to=None, shortcut=None):
-    """See composed.conv2d_unit_gradient."""
-    return composed.conv2d_unit_gradient(_this, g, z, normalisation, x, prologue, weight, stride, padding,
-                                         residual_gradient, need_dx, front, add_to, shortcut)
+def operators_of(*modules):
+    """{name: function} of the operators that some modules hold, those of a later module before an earlier one's."""
+    return {name: value for module in modules for name, value in vars(module).items() if name in OPERATORS}

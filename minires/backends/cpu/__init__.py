@@ -1,8 +1,8 @@
 """The CPU back end: Numba kernels for what costs time; BLAS, through NumPy, for the one small matrix product.
 
 Reading order: microkernel (the inner loop), geometry (which elements it multiplies), conv, norm, pool, elementwise, plain;
-and simd (vectors as values), host (how wide they are), arena (memory that is used again), threads (who computes what),
-launches (all of it again, without Python), jit and ahead (how and when kernels are compiled), llvm and numba_private
+and simd (vectors as values), host (how wide they are), arena (memory that is used again), threads and counter (who computes
+what), launches (all of it again, without Python), jit and ahead (how and when kernels are compiled), llvm and numba_private
 (phrases of the compiler's language, and what is assumed of it), environment (what is read before the compiler is there).
 """
 import sys
@@ -10,126 +10,16 @@ import sys
 from minires.backends.cpu.environment import MOST_THREADS  # before anything that imports Numba
 
 # isort: split
-from minires.backends.composed import digest, folded
-from minires.backends.cpu import jit, numba_private, threads
+from minires.backends import composed, reference
+from minires.backends.cpu import convolution, elementwise, jit, norm, numba_private, plain, pool, threads
 from minires.backends.cpu.ahead import ahead
-from minires.backends.cpu.algorithm import kernel_name as kernel_name  # of no operator
-from minires.backends.cpu.convolution import (
-    add_relu_conv2d_moments,
-    conv2d_bias_relu,
-    conv2d_forward,
-    conv2d_input_gradient,
-    conv2d_moments,
-    conv2d_unit_gradient,
-    conv2d_weight_gradient,
-    prepare,
-)
-from minires.backends.cpu.convolution import in_place as in_place  # of no operator
-from minires.backends.cpu.elementwise import (
-    adamw_update,
-    add,
-    add_into,
-    dropout_backward,
-    dropout_forward,
-    relu_backward,
-    relu_forward,
-    sgd_update,
-    zero,
-)
-from minires.backends.cpu.fused import (
-    add_relu_gradient,
-    normalise_add_relu,
-)
-from minires.backends.cpu.launches import Launches as Launches  # of no operator
-from minires.backends.cpu.norm import (
-    batch_moments,
-    batchnorm_apply,
-    batchnorm_backward,
-    batchnorm_coefficients,
-    batchnorm_forward,
-    channel_sum,
-    gradient_sums,
-    layernorm_backward,
-    layernorm_forward,
-    normalisation_scale,
-    normalise,
-    normalise_gradient,
-    update_running,
-)
-from minires.backends.cpu.plain import (
-    dropout_keep,
-    linear_backward,
-    linear_forward,
-    mse_backward,
-    mse_forward,
-    softmax_cross_entropy_backward,
-    softmax_cross_entropy_forward,
-)
-from minires.backends.cpu.pool import (
-    avgpool2d_backward,
-    avgpool2d_forward,
-    global_avgpool_backward,
-    global_avgpool_forward,
-    maxpool2d_backward,
-    maxpool2d_forward,
-    pad_shortcut_backward,
-    pad_shortcut_forward,
-)
-from minires.backends.cpu.threads import here
+from minires.backends.cpu.algorithm import kernel_name as kernel_name  # of no operator, as what follows
+from minires.backends.cpu.convolution import in_place as in_place
+from minires.backends.cpu.launches import Launches as Launches
+from minires.backends.cpu.threads import here as here
 from minires.errors import UserError
 
-__all__ = [
-    "adamw_update",
-    "add",
-    "add_into",
-    "add_relu_conv2d_moments",
-    "add_relu_gradient",
-    "avgpool2d_backward",
-    "avgpool2d_forward",
-    "batch_moments",
-    "batchnorm_apply",
-    "batchnorm_backward",
-    "batchnorm_coefficients",
-    "batchnorm_forward",
-    "channel_sum",
-    "conv2d_bias_relu",
-    "conv2d_forward",
-    "conv2d_input_gradient",
-    "conv2d_moments",
-    "conv2d_unit_gradient",
-    "conv2d_weight_gradient",
-    "digest",
-    "dropout_backward",
-    "dropout_forward",
-    "dropout_keep",
-    "folded",
-    "global_avgpool_backward",
-    "global_avgpool_forward",
-    "gradient_sums",
-    "here",
-    "layernorm_backward",
-    "layernorm_forward",
-    "linear_backward",
-    "linear_forward",
-    "maxpool2d_backward",
-    "maxpool2d_forward",
-    "mse_backward",
-    "mse_forward",
-    "normalisation_scale",
-    "normalise",
-    "normalise_add_relu",
-    "normalise_gradient",
-    "pad_shortcut_backward",
-    "pad_shortcut_forward",
-    "prepare",
-    "relu_backward",
-    "relu_forward",
-    "sgd_update",
-    "softmax_cross_entropy_backward",
-    "softmax_cross_entropy_forward",
-    "update_running",
-    "zero",
-]
+globals().update(reference.operators_of(composed, convolution, elementwise, norm, plain, pool))
 
 
 def set_num_threads(count):

@@ -10,7 +10,7 @@ import numpy as np
 from minires.backends import reference
 from minires.backends.cpu import jit
 from minires.backends.cpu.arena import ALIGNMENT, empty
-from minires.backends.cpu.threads import claim, enter, here, launch, leave
+from minires.backends.cpu.threads import claimed, here, launch
 
 CHUNK = 1 << 15  # elements a thread takes at a time
 TOGETHER = 8  # parameters that one launch updates: a launch costs more than most of them
@@ -47,65 +47,45 @@ def share(kernel, size, *arguments):
 
 @jit.kernel
 def _take(tasks, counter, thread, source, places, taken):
-    enter(counter, thread)
-    chunk = claim(counter)
-    while chunk < tasks:
+    for chunk in claimed(tasks, counter, thread):
         for i in range(chunk * CHUNK, min((chunk + 1) * CHUNK, taken.size)):
             taken[i] = source[places[i]] if places[i] >= 0 else 0
-        chunk = claim(counter)
-    leave(counter, thread)
 
 
 @jit.kernel
 def _relu(tasks, counter, thread, x, y):
-    enter(counter, thread)
-    chunk = claim(counter)
-    while chunk < tasks:
+    for chunk in claimed(tasks, counter, thread):
         start, end = chunk * CHUNK, (chunk + 1) * CHUNK
         x_, y_ = x[start:end], y[start:end]
         for i in range(x_.size):
             y_[i] = 0 if x_[i] <= 0 else x_[i]
-        chunk = claim(counter)
-    leave(counter, thread)
 
 
 @jit.kernel
 def _relu_gradient(tasks, counter, thread, dy, y, dx):
-    enter(counter, thread)
-    chunk = claim(counter)
-    while chunk < tasks:
+    for chunk in claimed(tasks, counter, thread):
         start, end = chunk * CHUNK, (chunk + 1) * CHUNK
         dy_, y_, dx_ = dy[start:end], y[start:end], dx[start:end]
         for i in range(dx_.size):
             dx_[i] = dy_[i] if y_[i] > 0 else 0
-        chunk = claim(counter)
-    leave(counter, thread)
 
 
 @jit.kernel
 def _add(tasks, counter, thread, a, b, y):
-    enter(counter, thread)
-    chunk = claim(counter)
-    while chunk < tasks:
+    for chunk in claimed(tasks, counter, thread):
         start, end = chunk * CHUNK, (chunk + 1) * CHUNK
         a_, b_, y_ = a[start:end], b[start:end], y[start:end]
         for i in range(y_.size):
             y_[i] = a_[i] + b_[i]
-        chunk = claim(counter)
-    leave(counter, thread)
 
 
 @jit.kernel
 def _keep(tasks, counter, thread, x, keep, scale, y):
-    enter(counter, thread)
-    chunk = claim(counter)
-    while chunk < tasks:
+    for chunk in claimed(tasks, counter, thread):
         start, end = chunk * CHUNK, (chunk + 1) * CHUNK
         x_, keep_, y_ = x[start:end], keep[start:end], y[start:end]
         for i in range(y_.size):
             y_[i] = x_[i] * scale if keep_[i] else 0
-        chunk = claim(counter)
-    leave(counter, thread)
 
 
 def relu_forward(x):
@@ -159,9 +139,7 @@ def dropout_backward(dy, keep, p):
 
 @jit.kernel
 def _sgd(tasks, counter, thread, parameters, grads, velocities, weight_decays, lr, momentum, nesterov):
-    enter(counter, thread)
-    task = claim(counter)
-    while task < tasks:
+    for task in claimed(tasks, counter, thread):
         which, start, end = task % TOGETHER, task // TOGETHER * CHUNK, (task // TOGETHER + 1) * CHUNK
         p, grad, v = parameters[which][start:end], grads[which][start:end], velocities[which][start:end]
         weight_decay = weight_decays[which]
@@ -169,16 +147,12 @@ def _sgd(tasks, counter, thread, parameters, grads, velocities, weight_decays, l
             g = grad[i] + weight_decay * p[i]
             v[i] = momentum * v[i] + g
             p[i] -= lr * (g + momentum * v[i]) if nesterov else lr * v[i]
-        task = claim(counter)
-    leave(counter, thread)
 
 
 @jit.kernel
 def _adamw(tasks, counter, thread, parameters, grads, firsts, seconds, keeps, lr, beta1, take1, beta2, take2,
            unbias1, unbias2, eps):
-    enter(counter, thread)
-    task = claim(counter)
-    while task < tasks:
+    for task in claimed(tasks, counter, thread):
         which, start, end = task % TOGETHER, task // TOGETHER * CHUNK, (task // TOGETHER + 1) * CHUNK
         p, g = parameters[which][start:end], grads[which][start:end]
         m, v = firsts[which][start:end], seconds[which][start:end]
@@ -187,8 +161,6 @@ def _adamw(tasks, counter, thread, parameters, grads, firsts, seconds, keeps, lr
             m[i] = beta1 * m[i] + take1 * g[i]
             v[i] = beta2 * v[i] + take2 * g[i] * g[i]
             p[i] = p[i] * keep - lr * unbias1 * m[i] / (np.sqrt(v[i] * unbias2) + eps)
-        task = claim(counter)
-    leave(counter, thread)
 
 
 def _update(kernel, arrays, factors, *numbers):

@@ -6,8 +6,7 @@ import numpy as np
 
 from minires.backends.cpu import jit
 from minires.backends.cpu.host import lanes_of
-from minires.backends.cpu.simd import load, splat, store, stream
-from minires.backends.cpu.threads import claim, enter, launch, leave
+from minires.backends.cpu.simd import load, splat, store, store_from, stream
 
 ROWS = 16  # of a weight's gradient that are one task: to claim one takes as long as adding up one
 
@@ -18,6 +17,17 @@ def channel_lanes(channels, dtype):
     Where it does not divide the channels, a kernel's last vector overlaps the one before and computes some twice.
     """
     return min(lanes_of(dtype), 1 << (channels.bit_length() - 1))
+
+
+@jit.part
+def put(STREAMS, y, offset, v, first):
+    """Store the lanes of v from `first` on, those that the vector before has not; STREAMS, a constant: past the caches."""
+    if STREAMS:
+        stream(y, offset, v)
+    elif first == 0:
+        store(y, offset, v)
+    else:
+        store_from(y, offset, v, first)
 
 
 @jit.part
@@ -52,30 +62,14 @@ def moments(LANES, COPIES, x, start, end, means, squares, part, y, target):
         store(squares, part * C + c, square - mean * total)
 
 
-def merge_moments(means, squares, counts):
-    """Mean and biased variance of the union of parts: each part's mean, sum of squares about it, and count.
+@jit.part
+def merge_channel(means, squares, counts, c, merged):
+    """merged[:, c] = mean and biased variance of channel c in the union of parts: each part's mean, sum of squares about it,
+    and count.
 
     means, squares: (P, C), counts: (P,). var = (sum of squares + sum of counts * (part's mean - mean)^2) / count
     (Chan, Golub & LeVeque 1983), in float64.
     """
-    merged = np.empty((2, means.shape[1]), means.dtype)
-    launch(_merge, means.shape[1], means.size, means, squares, counts, merged)
-    return merged[0], merged[1]
-
-
-@jit.kernel
-def _merge(tasks, counter, thread, means, squares, counts, merged):
-    enter(counter, thread)
-    c = claim(counter)
-    while c < tasks:
-        merge_channel(means, squares, counts, c, merged)
-        c = claim(counter)
-    leave(counter, thread)
-
-
-@jit.part
-def merge_channel(means, squares, counts, c, merged):
-    """merged[:, c] = mean and variance of channel c as `merge_moments` has them."""
     total, square, count = 0.0, 0.0, 0.0
     for part in range(means.shape[0]):
         total += counts[part] * np.float64(means[part, c])

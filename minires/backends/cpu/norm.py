@@ -11,96 +11,12 @@ import numpy as np
 
 from minires.backends.cpu import jit
 from minires.backends.cpu.arena import empty
-from minires.backends.cpu.moments import add_channel, channel_lanes, merge_moments, moments
-from minires.backends.cpu.simd import load, store
-from minires.backends.cpu.threads import await_tasks, claim, claim_next, enter, here, launch, leave
+from minires.backends.cpu.host import lanes_of
+from minires.backends.cpu.moments import add_channel, channel_lanes, merge_channel, moments, put
+from minires.backends.cpu.simd import load, prefetch, rectify, store, where_positive
+from minires.backends.cpu.threads import await_tasks, claimed, enter, here, launch
 
 PARTS = 64
-
-
-@cache
-def _batch_moments_kernel(lanes):
-    @jit.kernel
-    def batch_moments(tasks, counter, thread, x, means, squares):
-        enter(counter, thread)
-        M = x.shape[0]
-        part = claim(counter)
-        while part < tasks:
-            start, end = part * M // PARTS, (part + 1) * M // PARTS
-            if start < end:
-                moments(lanes, False, x, start, end, means, squares, part, x[:0], 0)
-            part = claim(counter)
-        leave(counter, thread)
-
-    return batch_moments
-
-
-@cache
-def _apply_kernel(lanes):
-    @jit.kernel
-    def apply(tasks, counter, thread, x, mean, scale, bias, y):
-        enter(counter, thread)
-        M, C = x.shape
-        part = claim(counter)
-        while part < tasks:
-            for row in range(part * M // PARTS, (part + 1) * M // PARTS):
-                for c0 in range(0, C, lanes):
-                    c = min(c0, C - lanes)
-                    v = (load(lanes, x, row * C + c) - load(lanes, mean, c)) * load(lanes, scale, c)
-                    store(y, row * C + c, v + load(lanes, bias, c))
-            part = claim(counter)
-        leave(counter, thread)
-
-    return apply
-
-
-@cache
-def _gradient_sums_kernel(lanes):
-    @jit.kernel
-    def gradient_sums(tasks, counter, thread, dy, x, mean, sums, total):
-        enter(counter, thread)
-        M, C = x.shape
-        part = claim(counter)
-        while part < PARTS:
-            for c0 in range(0, C, lanes):
-                c = min(c0, C - lanes)
-                centre = load(lanes, mean, c)
-                added = centre - centre
-                product = added
-                for row in range(part * M // PARTS, (part + 1) * M // PARTS):
-                    g = load(lanes, dy, row * C + c)
-                    added = added + g
-                    product = product + g * (load(lanes, x, row * C + c) - centre)
-                store(sums, (2 * part) * C + c, added)
-                store(sums, (2 * part + 1) * C + c, product)
-            part = claim_next(counter)
-        await_tasks(counter, PARTS)
-        while part < tasks:
-            add_channel(sums, part - PARTS, total)
-            part = claim_next(counter)
-        leave(counter, thread)
-
-    return gradient_sums
-
-
-@cache
-def _gradient_kernel(lanes):
-    @jit.kernel
-    def gradient(tasks, counter, thread, dy, x, mean, from_dy, from_x, constant, dx):
-        enter(counter, thread)
-        M, C = x.shape
-        part = claim(counter)
-        while part < tasks:
-            for row in range(part * M // PARTS, (part + 1) * M // PARTS):
-                for c0 in range(0, C, lanes):
-                    c = min(c0, C - lanes)
-                    v = (load(lanes, x, row * C + c) - load(lanes, mean, c)) * load(lanes, from_x, c)
-                    v = load(lanes, dy, row * C + c) * load(lanes, from_dy, c) + v
-                    store(dx, row * C + c, v + load(lanes, constant, c))
-            part = claim(counter)
-        leave(counter, thread)
-
-    return gradient
 
 
 def rows(array):
@@ -108,37 +24,165 @@ def rows(array):
     return np.ascontiguousarray(array).reshape(-1, array.shape[-1])
 
 
+def _vectors(x):
+    """(lanes, whole): the vectors that kernels compute channels in, and whether rows are made of whole ones of the host's.
+
+    Else the last vector of a row overlaps the one before, and computes some channels again; as a result may lie where an
+    operand lay, they are not stored again.
+    """
+    C = x.shape[-1]
+    return channel_lanes(C, x.dtype), C % lanes_of(x.dtype) == 0
+
+
+@cache
+def _batch_moments_kernel(lanes):
+    @jit.kernel
+    def batch_moments(tasks, counter, thread, x, means, squares, counts, merged):
+        M = x.shape[0]
+        for part in claimed(tasks, counter, thread):
+            start, end = part * M // PARTS, (part + 1) * M // PARTS
+            if part >= PARTS:
+                await_tasks(counter, PARTS)
+                merge_channel(means, squares, counts, part - PARTS, merged)
+            elif start < end:
+                moments(lanes, False, x, start, end, means, squares, part, x[:0], 0)
+
+    return batch_moments
+
+
 def batch_moments(x):
     """The mean and the biased variance of each channel: x: (..., C) -> (C,), (C,)."""
     flat = rows(x)
     M, C = flat.shape
-    means, squares = np.zeros((2, PARTS, C), x.dtype)
-    launch(_batch_moments_kernel(channel_lanes(C, x.dtype)), PARTS, x.size, flat, means, squares)
-    return merge_moments(means, squares, np.diff(np.arange(PARTS + 1) * M // PARTS))
+    (means, squares), merged = np.zeros((2, PARTS, C), x.dtype), np.empty((2, C), x.dtype)
+    launch(_batch_moments_kernel(channel_lanes(C, x.dtype)), PARTS + C, x.size, flat, means, squares,
+           np.diff(np.arange(PARTS + 1) * M // PARTS), merged)
+    return merged[0], merged[1]
 
 
-def normalise(z, prologue):
-    """y = (z - mean) * scale + bias, prologue: those three, each (C,)."""
+@cache
+def _affine_kernel(lanes, whole):
+    @jit.kernel
+    def affine(tasks, counter, thread, z, mean, scale, bias, residual, relu, y):
+        M, C = z.shape
+        for part in claimed(tasks, counter, thread):
+            for row in range(part * M // PARTS, (part + 1) * M // PARTS):
+                for c0 in range(0, C, lanes):
+                    c = min(c0, C - lanes)
+                    i = row * C + c
+                    prefetch(z, i)
+                    v = (load(lanes, z, i) - load(lanes, mean, c)) * load(lanes, scale, c) + load(lanes, bias, c)
+                    if residual.size:
+                        prefetch(residual, i)
+                        v = v + load(lanes, residual, i)
+                    if relu:
+                        v = rectify(v)
+                    put(whole, y, i, v, c0 - c)
+
+    return affine
+
+
+def _affine(z, prologue, residual, relu):
     y = empty(z.shape, z.dtype)
-    launch(_apply_kernel(channel_lanes(z.shape[-1], z.dtype)), PARTS, z.size, rows(z), *map(np.ascontiguousarray, prologue),
+    residual = np.empty((0, 0), z.dtype) if residual is None else rows(residual)
+    launch(_affine_kernel(*_vectors(z)), PARTS, z.size, rows(z), *map(np.ascontiguousarray, prologue), residual, relu,
            rows(y))
     return y
 
 
+def normalise(z, prologue):
+    """y = (z - mean) * scale + bias, prologue: those three, each (C,)."""
+    return _affine(z, prologue, None, False)
+
+
+def normalise_add_relu(z, prologue, residual):
+    """y = relu((z - mean) * scale + bias + residual): see composed."""
+    return _affine(z, prologue, residual, True)
+
+
+@cache
+def _sums_kernel(lanes, whole):
+    @jit.kernel
+    def sums(tasks, counter, thread, dy, y, z, mean, scale, bias, residual, g, sums, total):
+        M, C = z.shape
+        for part in claimed(tasks, counter, thread):
+            if part >= PARTS:
+                await_tasks(counter, PARTS)
+                add_channel(sums, part - PARTS, total)
+                continue
+            for c0 in range(0, C, lanes):
+                c = min(c0, C - lanes)
+                m = load(lanes, mean, c)
+                s, b = (load(lanes, scale, c), load(lanes, bias, c)) if scale.size else (m, m)
+                added, product = m - m, m - m
+                for i in range(part * M // PARTS * C + c, (part + 1) * M // PARTS * C + c, C):
+                    v, centred = load(lanes, dy, i), load(lanes, z, i) - m
+                    if g.size:
+                        if scale.size:
+                            a = centred * s + b
+                            if residual.size:
+                                a = a + load(lanes, residual, i)
+                        else:
+                            a = load(lanes, y, i)
+                        v = where_positive(a, v)
+                        put(whole, g, i, v, 0)  # again where vectors overlap, which changes nothing, in place neither
+                    added = added + v
+                    product = product + v * centred
+                store(sums, 2 * part * C + c, added)
+                store(sums, (2 * part + 1) * C + c, product)
+
+    return sums
+
+
+def _sums(dy, y, z, mean, prologue, residual, g):
+    """What `add_relu_gradient` gives, whose g is written to `g`; None: g is dy as it is."""
+    C, none, nothing = z.shape[-1], np.empty(0, z.dtype), np.empty((0, 0), z.dtype)
+    y, residual, g = (nothing if array is None else rows(array) for array in (y, residual, g))
+    _, scale, bias = (mean, none, none) if prologue is None else map(np.ascontiguousarray, prologue)
+    sums, total = np.empty((PARTS, 2, C), z.dtype), np.empty((2, C), z.dtype)
+    launch(_sums_kernel(*_vectors(z)), PARTS + C, z.size, rows(dy), y, rows(z), np.ascontiguousarray(mean), scale, bias,
+           residual, g, sums, total)
+    return total[0], total[1]
+
+
 def gradient_sums(g, z, mean):
     """sum(g) and sum(g * (z - mean)) over all but the channels, each (C,)."""
-    C = z.shape[-1]
-    sums, total = np.empty((PARTS, 2, C), z.dtype), np.empty((2, C), z.dtype)
-    launch(_gradient_sums_kernel(channel_lanes(C, z.dtype)), PARTS + C, z.size, rows(g), rows(z), np.ascontiguousarray(mean),
-           sums, total)
-    return total[0], total[1]
+    return _sums(g, None, z, mean, None, None, None)
+
+
+def channel_sum(dy):
+    """The gradient of a bias: dy: (..., C) -> (C,)."""
+    return gradient_sums(dy, dy, np.zeros(dy.shape[-1], dy.dtype))[0]
+
+
+def add_relu_gradient(dy, y, z, mean, prologue=None, residual=None):
+    """g = dy where y > 0, sum(g), sum(g * (z - mean)): see composed."""
+    g = empty(dy.shape, dy.dtype)
+    return g, *_sums(dy, y, z, mean, prologue if y is None else None, residual, g)
+
+
+@cache
+def _gradient_kernel(lanes, whole):
+    @jit.kernel
+    def gradient(tasks, counter, thread, g, z, mean, from_dy, from_x, constant, dz):
+        M, C = z.shape
+        for part in claimed(tasks, counter, thread):
+            for row in range(part * M // PARTS, (part + 1) * M // PARTS):
+                for c0 in range(0, C, lanes):
+                    c = min(c0, C - lanes)
+                    i = row * C + c
+                    v = (load(lanes, z, i) - load(lanes, mean, c)) * load(lanes, from_x, c) + load(lanes, constant, c)
+                    v = load(lanes, g, i) * load(lanes, from_dy, c) + v
+                    put(whole, dz, i, v, c0 - c)
+
+    return gradient
 
 
 def normalise_gradient(g, z, normalisation):
     """dz = from_dy * g + from_x * (z - mean) + constant, normalisation: (mean, from_dy, from_x, constant), each (C,)."""
     dz = empty(g.shape, g.dtype)
-    launch(_gradient_kernel(channel_lanes(z.shape[-1], z.dtype)), PARTS, z.size, rows(g), rows(z),
-           *map(np.ascontiguousarray, normalisation), rows(dz))
+    launch(_gradient_kernel(*_vectors(z)), PARTS, z.size, rows(g), rows(z), *map(np.ascontiguousarray, normalisation),
+           rows(dz))
     return dz
 
 
@@ -181,7 +225,6 @@ def _coefficients(tasks, counter, thread, sum_g, sum_gx, var, weight, eps, part,
         factors[2, c] = -from_dy * sum_g[c] * part
         weight_gradient[c] += dweight
         bias_gradient[c] += sum_g[c]
-    leave(counter, thread)
 
 
 @jit.kernel
@@ -189,7 +232,6 @@ def _scale(tasks, counter, thread, weight, var, eps, scale):
     enter(counter, thread)
     for c in range(scale.size):
         scale[c] = weight[c] / np.sqrt(var[c] + eps)
-    leave(counter, thread)
 
 
 def normalisation_scale(weight, var, eps):
@@ -205,7 +247,6 @@ def _follow(tasks, counter, thread, running_mean, running_var, mean, var, keep, 
     for c in range(running_mean.size):
         running_mean[c] = keep * running_mean[c] + take * mean[c]
         running_var[c] = keep * running_var[c] + take * var[c] * unbias
-    leave(counter, thread)
 
 
 def update_running(running_mean, running_var, mean, var, momentum, m):
@@ -215,36 +256,9 @@ def update_running(running_mean, running_var, mean, var, momentum, m):
 
 
 @jit.kernel
-def _channel_sums(tasks, counter, thread, dy, sums):
-    enter(counter, thread)
-    M, C = dy.shape
-    part = claim(counter)
-    while part < tasks:
-        sums[part] = 0
-        for row in range(part * M // PARTS, (part + 1) * M // PARTS):
-            for c in range(C):
-                sums[part, c] += dy[row, c]
-        part = claim(counter)
-    leave(counter, thread)
-
-
-def channel_sum(dy):
-    """The gradient of a bias: dy: (..., C) -> (C,)."""
-    sums = np.empty((PARTS, dy.shape[-1]), dy.dtype)
-    launch(_channel_sums, PARTS, dy.size, rows(dy), sums)
-    return here(_sum_of_parts, sums)
-
-
-def _sum_of_parts(parts):
-    return parts.sum(0, dtype=np.float64).astype(parts.dtype)
-
-
-@jit.kernel
 def _layernorm(tasks, counter, thread, x, weight, bias, eps, y, mean, var):
-    enter(counter, thread)
     M, C = x.shape
-    part = claim(counter)
-    while part < tasks:
+    for part in claimed(tasks, counter, thread):
         for row in range(part * M // PARTS, (part + 1) * M // PARTS):
             total = x[row, 0] - x[row, 0]
             for c in range(C):
@@ -257,16 +271,12 @@ def _layernorm(tasks, counter, thread, x, weight, bias, eps, y, mean, var):
             inv_std = 1 / np.sqrt(var[row] + eps)
             for c in range(C):
                 y[row, c] = weight[c] * ((x[row, c] - mean[row]) * inv_std) + bias[c]
-        part = claim(counter)
-    leave(counter, thread)
 
 
 @jit.kernel
 def _layernorm_gradient(tasks, counter, thread, dy, x, mean, var, weight, eps, dx, dweight, dbias):
-    enter(counter, thread)
     M, C = x.shape
-    part = claim(counter)
-    while part < tasks:
+    for part in claimed(tasks, counter, thread):
         dweight[part] = 0
         dbias[part] = 0
         for row in range(part * M // PARTS, (part + 1) * M // PARTS):
@@ -282,8 +292,6 @@ def _layernorm_gradient(tasks, counter, thread, dy, x, mean, var, weight, eps, d
             for c in range(C):
                 x_hat = (x[row, c] - mean[row]) * inv_std
                 dx[row, c] = inv_std * (weight[c] * dy[row, c] - g_sum / C - x_hat * g_x_sum / C)
-        part = claim(counter)
-    leave(counter, thread)
 
 
 def layernorm_forward(x, weight, bias, eps):

@@ -2,16 +2,16 @@
 from functools import cache
 
 import numpy as np
-from numba import njit
 
+from minires.backends.cpu import jit
 from minires.backends.cpu.host import lanes_of
 from minires.backends.cpu.simd import load, splat, store
-from minires.backends.cpu.threads import SMALL, claim, enter, launch, leave, pool
+from minires.backends.cpu.threads import SMALL, claimed, launch, pool
 
 CHAINS = 12  # independent accumulators in `_multiply_add`: what two units of a latency of 4 to 6 cycles need
 
 
-@njit
+@jit.part
 def _multiply_add(LANES, turns, out, at):
     """`turns` rounds of CHAINS multiply-adds on vectors in registers; stored to out at `at`, or they would be left out."""
     a, b = splat(LANES, out.dtype.type(0.999)), splat(LANES, out.dtype.type(0.001))
@@ -28,29 +28,21 @@ def _multiply_add(LANES, turns, out, at):
 def arithmetic_kernel(lanes):
     """A kernel for `minires.backends.cpu.threads.launch`: `turns` rounds in registers a task. out: (tasks * lanes,)."""
 
-    @njit(nogil=True)
+    @jit.kernel
     def arithmetic(tasks, counter, thread, turns, out):
-        enter(counter, thread)
-        task = claim(counter)
-        while task < tasks:
+        for task in claimed(tasks, counter, thread):
             _multiply_add(lanes, turns, out, task * lanes)
-            task = claim(counter)
-        leave(counter, thread)
 
     return arithmetic
 
 
-@njit(nogil=True)
+@jit.kernel
 def _triad(tasks, counter, thread, a, b, c, s):
-    enter(counter, thread)
-    task = claim(counter)
-    while task < tasks:
+    for task in claimed(tasks, counter, thread):
         start, end = task * a.size // tasks, (task + 1) * a.size // tasks
         a_, b_, c_ = a[start:end], b[start:end], c[start:end]
         for i in range(a_.size):
             a_[i] = b_[i] + s * c_[i]
-        task = claim(counter)
-    leave(counter, thread)
 
 
 def arithmetic(dtype, turns):

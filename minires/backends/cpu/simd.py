@@ -5,11 +5,15 @@
     store(y, offset, a * b + v * 4)      + - * on vectors are operations on all lanes; * takes a number too
     v = load_first(LANES, x, offset, n)  its first n elements and zeros; nothing behind them is read
     store_first(y, offset, n, v)         write the first n elements
+    store_from(y, offset, v, first)      store, but only the lanes from `first` on: for a vector that overlaps the one before
     stream(y, offset, v)                 store to memory that is not read soon; offset a multiple of the vector, y aligned
     prefetch(x, offset)                  begin to load what lies some lines behind: for loops that go through memory
     v = rectify(v)                       max(v, 0); a NaN stays one
     v = at_least(v, w)                   max(v, w); a NaN in v stays one
     v = where_positive(y, v)             v where y > 0, else 0
+    v = where_beats(a, b, v, w)          v where a > b, or a is NaN and b is not, else w
+    v = where_equal(n, number, v)        v where n, a vector of int32, has that number, else 0
+    n = whole_numbers(v)                 v as int32
 
 Plain Numba loops vectorise when each output is independent, but sums over pixels keep their accumulators in memory and
 wait for it; with these values they stay in registers.
@@ -41,7 +45,8 @@ class _VectorModel(models.PrimitiveModel):
 
 
 def _llvm_vector(kind):
-    return ir.VectorType(ir.FloatType() if kind.dtype == types.float32 else ir.DoubleType(), kind.lanes)
+    element = {types.float32: ir.FloatType(), types.float64: ir.DoubleType(), types.int32: I32}[kind.dtype]
+    return ir.VectorType(element, kind.lanes)
 
 
 @intrinsic(prefer_literal=True)
@@ -103,6 +108,18 @@ def store_first(typingctx, array, offset, count, value):
         return context.get_dummy_value()
 
     return types.void(array, types.int64, types.int64, value), codegen
+
+
+@intrinsic
+def store_from(typingctx, array, offset, value, first):
+    """array[offset + first : offset + lanes] = value[first:]: what lies before is written again as it is."""
+    def codegen(context, builder, sig, args):
+        pointer, align = llvm.element(context, builder, array, args[0], args[1]), array.dtype.bitwidth // 8
+        old = llvm.load(builder, pointer, args[2].type, align)
+        llvm.store(builder, pointer, builder.select(_mask(builder, value.lanes, args[3]), old, args[2]), align)
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64, value, types.int64), codegen
 
 
 @intrinsic
@@ -215,3 +232,34 @@ def where_positive(typingctx, y, v):
         return builder.select(builder.fcmp_ordered(">", args[0], zero), args[1], zero)
 
     return v(y, v), codegen
+
+
+@intrinsic
+def where_beats(typingctx, a, b, v, w):
+    """v where a > b, or a is a NaN and b is none, else w."""
+    def codegen(context, builder, sig, args):
+        beats = builder.and_(builder.fcmp_unordered(">", *args[:2]), builder.fcmp_ordered("ord", args[1], args[1]))
+        return builder.select(beats, *args[2:])
+
+    return v(a, b, v, w), codegen
+
+
+@intrinsic
+def where_equal(typingctx, n, number, v):
+    """v where the whole number n is `number`, else 0."""
+    def codegen(context, builder, sig, args):
+        found = builder.icmp_signed("==", args[0], llvm.broadcast(builder, builder.trunc(args[1], I32), args[0].type))
+        return builder.select(found, args[2], ir.Constant(args[2].type, [0.0] * v.lanes))
+
+    return v(n, types.int64, v), codegen
+
+
+@intrinsic
+def whole_numbers(typingctx, v):
+    """v as a vector of int32."""
+    kind = VectorType(types.int32, v.lanes)
+
+    def codegen(context, builder, sig, args):
+        return builder.fptosi(args[0], _llvm_vector(kind))
+
+    return kind(v), codegen
