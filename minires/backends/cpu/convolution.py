@@ -133,8 +133,9 @@ def conv2d_unit_gradient(g, z, normalisation, x, prologue, weight, stride, paddi
         return dx, here(composed.added, add_to, dweight), *sums
     g, z, x, residual_gradient, shortcut = contiguous((g, z, x, residual_gradient, shortcut))
     geometry = geometry_of(x.shape, weight.shape[:2], stride, padding, PLAIN)
-    source, weight = _input(x, contiguous(prologue), shortcut), np.ascontiguousarray(weight) if need_dx else None
-    return _gradients(g, z, contiguous(normalisation), x, source, weight, geometry, residual_gradient, contiguous(front), add_to)
+    normalisation, prologue, front = map(contiguous, (normalisation, prologue, front))
+    source, weight = _input(x, prologue, shortcut), np.ascontiguousarray(weight) if need_dx else None
+    return _gradients(g, z, normalisation, x, source, weight, geometry, residual_gradient, front, add_to)
 
 
 def in_place(operator, arguments):

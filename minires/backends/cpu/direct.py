@@ -6,8 +6,8 @@
 Loop order. Tasks are units times slices of channels (units.py). A unit is read into scratch; the im2col matrix is never
 formed, since the micro-kernel finds its rows where they lie (geometry.py). The sum over taps and channels runs in pieces;
 the weights of one, laid out as the micro-kernel reads them, fit the first-level cache. For each, blocks of output channels
-outside, pixels inside. `gradient`: of each unit dz is formed once and serves the weight gradient, added to a group's, and the input
-gradient.
+outside, pixels inside. The gradient's kernel forms dz of each unit once; it serves the weight gradient, added to a group's,
+and the input gradient.
 
 Bytes moved: x read once (a slice each), y written once; the weights once a unit.
 """
@@ -31,7 +31,7 @@ from minires.backends.cpu.images import (
 from minires.backends.cpu.microkernel import tile
 from minires.backends.cpu.moments import add_channel, merge_channel
 from minires.backends.cpu.simd import load, store
-from minires.backends.cpu.threads import await_tasks, claim, claim_next, enter, leave
+from minires.backends.cpu.threads import await_tasks, claimed
 from minires.backends.cpu.units import (
     Units,
     add_groups,
@@ -122,7 +122,6 @@ def forward_kernel(tiling, block, ragged):
 
     @jit.kernel
     def gather(tasks, counter, thread, plan, weight, source, output, counts, merged, tables, works):
-        enter(counter, thread)
         work, units, window, C, O, OW = works[thread], plan.units, plan.window, plan.C, plan.O, plan.OW
         narrow, read = window.narrow, rows_read(window, units.rows)
         ins, outs = -(-C // block), -(-O // block)
@@ -132,8 +131,12 @@ def forward_kernel(tiling, block, ragged):
         image = np.int64(0)
         out = image + -(-ins * units.images * size // block) * block + block
         panel = out + per_slice * out_block
-        task = claim(counter)
-        while task < units.count * plan.slices:
+        convolved = units.count * plan.slices
+        for task in claimed(tasks, counter, thread):
+            if task >= convolved:
+                await_tasks(counter, convolved)
+                merge_channel(output.means, output.squares, counts, task - convolved, merged)
+                continue
             unit, part = task // plan.slices, task % plan.slices
             first, end = part * per_slice, min((part + 1) * per_slice, wide)
             n0, n1, row, rows = unit_of(units, unit)
@@ -153,12 +156,6 @@ def forward_kernel(tiling, block, ragged):
                     at = out + (o - first) * out_block + (n - n0) * units.rows * OW * block
                     finish(block, ragged, work, at, OW * block, rows, OW, output, (n * plan.OH + row) * OW * O, O, o * block,
                            n * units.bands + unit % units.bands)
-            task = claim_next(counter)
-        await_tasks(counter, units.count * plan.slices)
-        while task < tasks:
-            merge_channel(output.means, output.squares, counts, task - units.count * plan.slices, merged)
-            task = claim_next(counter)
-        leave(counter, thread)
 
     return gather
 
@@ -182,7 +179,6 @@ def gradient_kernel(tiling, block, ragged):
     @jit.kernel
     def gather_gradient(tasks, counter, thread, plan, z_window, dx_units, groups, runs, weight, gradient, source, output,
                         total, partial, direct, dweight, adds, tables, works):
-        enter(counter, thread)
         work, units, window, C, O, OH, OW = works[thread], plan.units, plan.window, plan.C, plan.O, plan.OH, plan.OW
         narrow, x_read, z_read = window.narrow, rows_read(window, units.rows), rows_read(z_window, dx_units.rows)
         ins, outs = -(-C // block), -(-O // block)
@@ -197,8 +193,17 @@ def gradient_kernel(tiling, block, ragged):
         panel = dx_image + (per_slice * dx_block if output.dx.size else 0)
         per_block = runs.starts.shape[0] // ins
         run_rows, padded_O = runs.starts.shape[0] * runs.length, O if direct else wide_outs * block
-        task = claim(counter)
-        while task < groups * plan.slices:
+        computed, all_rows = groups * plan.slices, dweight.size // O
+        sums = computed + (0 if direct else group_tasks(all_rows))
+        for task in claimed(tasks, counter, thread):
+            if task >= computed:
+                await_tasks(counter, computed)
+                if task < sums:
+                    add_groups(partial, groups, task - computed, runs.used, run_rows * runs.used // all_rows, padded_O,
+                               dweight, all_rows, O, adds)
+                else:
+                    add_channel(output.sums, task - sums, total)
+                continue
             group, part = task // plan.slices, task % plan.slices
             first, end = part * per_slice, min((part + 1) * per_slice, ins)
             begin = group * units.count // groups
@@ -237,19 +242,6 @@ def gradient_kernel(tiling, block, ragged):
                             finish_gradient(block, ragged, work, at, plan.W * block, x_rows, plan.W, source, output,
                                             (n * plan.H + x_row) * plan.W * C, C, c * block,
                                             n * units.bands + unit % units.bands)
-            task = claim_next(counter)
-        computed = groups * plan.slices
-        await_tasks(counter, computed)
-        rows = dweight.size // O
-        sums = computed + (0 if direct else group_tasks(rows))
-        while task < sums:
-            add_groups(partial, groups, task - computed, runs.used, run_rows * runs.used // rows, padded_O, dweight, rows, O,
-                       adds)
-            task = claim_next(counter)
-        while task < tasks:
-            add_channel(output.sums, task - sums, total)
-            task = claim_next(counter)
-        leave(counter, thread)
 
     return gather_gradient
 

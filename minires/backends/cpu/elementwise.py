@@ -3,13 +3,11 @@
 Bytes moved: each operand once. These are bound by memory, so each loop does all its formula asks for in one pass, over the
 range of a view of the chunk: it needs no index check, so it vectorises.
 """
-from functools import lru_cache
-
 import numpy as np
 
 from minires.backends import reference
 from minires.backends.cpu import jit
-from minires.backends.cpu.arena import ALIGNMENT, empty
+from minires.backends.cpu.arena import empty
 from minires.backends.cpu.threads import claimed, here, launch
 
 CHUNK = 1 << 15  # elements a thread takes at a time
@@ -21,35 +19,9 @@ def flat(array):
     return np.ascontiguousarray(array).reshape(-1)
 
 
-def aligned(array):
-    """The array itself where it is C-contiguous and starts a cache line, else a copy that is and does."""
-    if array.flags.c_contiguous and array.ctypes.data % ALIGNMENT == 0:
-        return array
-    return take(array, _every_place(array.size), array.shape)
-
-
-@lru_cache(maxsize=32)
-def _every_place(size):
-    return np.arange(size)
-
-
-def take(array, places, shape):
-    """A new array of `shape` with the elements at `places` of the flat array, 0 where the place is -1."""
-    taken = empty(shape, array.dtype)
-    share(_take, taken.size, flat(array), places, taken.reshape(-1))
-    return taken
-
-
 def share(kernel, size, *arguments):
     """Launch a kernel over the chunks that cover `size` elements."""
     launch(kernel, -(-size // CHUNK), size, *arguments)
-
-
-@jit.kernel
-def _take(tasks, counter, thread, source, places, taken):
-    for chunk in claimed(tasks, counter, thread):
-        for i in range(chunk * CHUNK, min((chunk + 1) * CHUNK, taken.size)):
-            taken[i] = source[places[i]] if places[i] >= 0 else 0
 
 
 @jit.kernel

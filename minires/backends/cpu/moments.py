@@ -8,8 +8,6 @@ from minires.backends.cpu import jit
 from minires.backends.cpu.host import lanes_of
 from minires.backends.cpu.simd import load, splat, store, store_from, stream
 
-ROWS = 16  # of a weight's gradient that are one task: to claim one takes as long as adding up one
-
 
 def channel_lanes(channels, dtype):
     """A vector width that `channels` can fill: the host's, or the largest power of two below for few channels.
@@ -89,25 +87,3 @@ def add_channel(sums, c, total):
         first += sums[part, 0, c]
         second += sums[part, 1, c]
     total[0, c], total[1, c] = first, second
-
-
-@jit.part
-def row_tasks(rows):
-    """The number of tasks that `add_rows` shares rows out in."""
-    return -(-rows // ROWS)
-
-
-@jit.part
-def add_rows(partial, task, run, dweight, adds):
-    """dweight[row] = or, with `adds`, += the sum over the groups, in order, for the ROWS rows of a task.
-
-    partial: (G, runs, padded run, O), dweight: (runs * run, O).
-    """
-    O = dweight.shape[1]
-    for row in range(task * ROWS, min((task + 1) * ROWS, dweight.shape[0])):
-        r, k = row // run, row % run
-        for g in range(1, partial.shape[0]):
-            for o in range(O):
-                partial[0, r, k, o] += partial[g, r, k, o]
-        for o in range(O):
-            dweight[row, o] = partial[0, r, k, o] + (dweight[row, o] if adds else 0)

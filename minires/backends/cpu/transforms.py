@@ -1,4 +1,4 @@
-"""Winograd's transforms in one dimension, F(m, 3) for m = 2 and 4: the matrices and where they come from.
+"""Winograd's transforms, F(m, 3) for m = 2 and 4: the matrices and where they come from.
 
 A 1-D convolution of 3 weights g with m + 2 inputs d gives m outputs, y_k = sum_j g_j d_(k + j). Read g and the outputs as
 coefficients of polynomials: the *adjoint* of this map multiplies a polynomial of degree 2 by one of degree m - 1, and the
@@ -24,9 +24,10 @@ ResNet-20 shapes in float32: direct 2 to 4e-7 forward; F(2, 3) less, 1.6 to 2.7e
 
 Source: Winograd 1980; Lavin & Gray 2016, "Fast Algorithms for Convolutional Neural Networks", arXiv:1509.09308.
 
-Each function reads its vectors from x, `step` elements apart from `at` on, and writes to y, `hop` apart from `to` on.
-M is m, LANES the vector width; both are compile-time constants, and the functions are inlined. Whoever steps by a vector
-says LANES + 0: for a constant there, beside the numbers that others give, each function would be compiled twice.
+Each function of one dimension reads its vectors from x, `step` elements apart from `at` on, and writes to y, `hop` apart
+from `to` on. M is m, LANES the vector width; both are compile-time constants, and the functions are inlined. Whoever steps
+by a vector says LANES + 0: for a constant there, beside the numbers that others give, each function would be compiled
+twice. Those of two dimensions work on blocks of channels in scratch (images.py).
 """
 
 from minires.backends.cpu import jit
@@ -131,3 +132,93 @@ def weight_adjoint_1d(M, LANES, x, at, step, y, to, hop):
         store(y, to, u0 + even)
         store(y, to + hop, (u1 - u2) * 0.5)
         store(y, to + 2 * hop, even + u3)
+
+
+@jit.part
+def transform_tiles(M, LANES, BLOCK, image, start, width, rows, columns, points, at, plane, temp):
+    """V of a block's scratch: rows x columns tiles of M x M pixels, and what is round them, to (M + 2)^2 planes."""
+    size = M + 2
+    for t in range(rows * columns):
+        for lane in range(0, BLOCK, LANES):
+            corner, target = start + (t // columns * width + t % columns) * M * BLOCK + lane, at + t * BLOCK + lane
+            for j in range(size):
+                input_1d(M, LANES, image, corner + j * BLOCK, width * BLOCK, temp, j * LANES, size * LANES)
+            for i in range(size):
+                input_1d(M, LANES, temp, i * size * LANES, LANES + 0, points, target + i * size * plane, plane)
+
+
+@jit.part
+def transform_gradients(M, LANES, BLOCK, image, start, width, rows, columns, points, at, plane, temp):
+    """A dz A^T of a block's scratch, from the first pixel on: as `transform_tiles`."""
+    size = M + 2
+    for t in range(rows * columns):
+        for lane in range(0, BLOCK, LANES):
+            corner, target = start + (t // columns * width + t % columns) * M * BLOCK + lane, at + t * BLOCK + lane
+            for j in range(M):
+                output_adjoint_1d(M, LANES, image, corner + j * BLOCK, width * BLOCK, temp, j * LANES, size * LANES)
+            for i in range(size):
+                output_adjoint_1d(M, LANES, temp, i * size * LANES, LANES + 0, points, target + i * size * plane, plane)
+
+
+@jit.part
+def transform_back(M, LANES, BLOCK, points, at, plane, rows, columns, image, start, temp):
+    """Outputs of a block from its (M + 2)^2 planes of products: rows x columns tiles of M x M pixels."""
+    size = M + 2
+    for th in range(rows):
+        for tw in range(columns):
+            for lane in range(0, BLOCK, LANES):
+                source = at + (th * columns + tw) * BLOCK + lane
+                for j in range(size):
+                    output_1d(M, LANES, points, source + j * plane, size * plane, temp, j * LANES, size * LANES)
+                for i in range(M):
+                    output_1d(M, LANES, temp, i * size * LANES, LANES + 0,
+                              image, start + ((th * M + i) * columns + tw) * M * BLOCK + lane, BLOCK + 0)
+
+
+@jit.part
+def transform_weights(M, LANES, BLOCK, turned, weight, C, O, block, points, outs, plane, temp):
+    """G g G^T of a block of weights' rows, C to O channels: (points, blocks of O, C, BLOCK), zeros where there are none.
+
+    turned: weight is (3, 3, O, C), of the convolution whose input gradient this is: its taps are in reverse.
+    """
+    size, ins = M + 2, -(-C // BLOCK)
+    raw, columns = temp, 9 * BLOCK * BLOCK  # where what follows the weights begins
+    for o in range(outs):
+        count = min(BLOCK, O - o * BLOCK)
+        for i in range(columns):
+            raw[i] = 0
+        for tap in range(9):
+            if turned:
+                for i in range(count):
+                    for c in range(min(BLOCK, C - block * BLOCK)):
+                        raw[(c * 9 + 8 - tap) * BLOCK + i] = weight[(tap * O + o * BLOCK + i) * C + block * BLOCK + c]
+            else:
+                for c in range(min(BLOCK, C - block * BLOCK)):
+                    for i in range(count):
+                        raw[(c * 9 + tap) * BLOCK + i] = weight[(tap * C + block * BLOCK + c) * O + o * BLOCK + i]
+        for c in range(BLOCK):
+            for lane in range(0, BLOCK, LANES):
+                target = ((o * ins + block) * BLOCK + c) * BLOCK + lane
+                for j in range(3):
+                    weight_1d(M, LANES, raw, (c * 9 + j) * BLOCK + lane, 3 * BLOCK, temp, columns + j * LANES, 3 * LANES)
+                for k in range(size):
+                    weight_1d(M, LANES, temp, columns + 3 * k * LANES, LANES + 0, points, target + k * size * plane, plane)
+
+
+@jit.part
+def add_weights_back(M, LANES, BLOCK, points, du, plane, partial, at, C, O, adds, temp):
+    """G^T dU G of a block of dU's points, stored or with `adds` added to partial (3, 3, C, O), from `at` on."""
+    size = M + 2
+    for c in range(BLOCK):
+        for lane in range(0, BLOCK, LANES):
+            for j in range(size):
+                weight_adjoint_1d(M, LANES, points, du + j * plane + c * BLOCK + lane, size * plane,
+                                  temp, j * LANES, size * LANES)
+            for i in range(3):
+                weight_adjoint_1d(M, LANES, temp, i * size * LANES, LANES + 0, temp, 3 * size * LANES, LANES + 0)
+                for j in range(3):
+                    target = at + ((3 * i + j) * C + c) * O + lane
+                    g = load(LANES, temp, (3 * size + j) * LANES)
+                    if adds:
+                        g = g + load(LANES, partial, target)
+                    store(partial, target, g)

@@ -35,9 +35,14 @@ from minires.backends.cpu.images import (
 )
 from minires.backends.cpu.microkernel import tile
 from minires.backends.cpu.moments import add_channel, merge_channel
-from minires.backends.cpu.simd import load, store
-from minires.backends.cpu.threads import await_tasks, claim, claim_next, enter, launch, leave
-from minires.backends.cpu.transforms import input_1d, output_1d, output_adjoint_1d, weight_1d, weight_adjoint_1d
+from minires.backends.cpu.threads import await_tasks, claimed, launch
+from minires.backends.cpu.transforms import (
+    add_weights_back,
+    transform_back,
+    transform_gradients,
+    transform_tiles,
+    transform_weights,
+)
 from minires.backends.cpu.units import (
     Units,
     add_groups,
@@ -53,47 +58,6 @@ MOST_TILES = 64  # of a unit, unless more fit the cache: then reading its weight
 
 
 @jit.part
-def transform_tiles(M, LANES, BLOCK, image, start, width, rows, columns, points, at, plane, temp):
-    """V of a block's scratch: rows x columns tiles of M x M pixels, and what is round them, to (M + 2)^2 planes."""
-    size = M + 2
-    for t in range(rows * columns):
-        for lane in range(0, BLOCK, LANES):
-            corner, target = start + (t // columns * width + t % columns) * M * BLOCK + lane, at + t * BLOCK + lane
-            for j in range(size):
-                input_1d(M, LANES, image, corner + j * BLOCK, width * BLOCK, temp, j * LANES, size * LANES)
-            for i in range(size):
-                input_1d(M, LANES, temp, i * size * LANES, LANES + 0, points, target + i * size * plane, plane)
-
-
-@jit.part
-def transform_gradients(M, LANES, BLOCK, image, start, width, rows, columns, points, at, plane, temp):
-    """A dz A^T of a block's scratch, from the first pixel on: as `transform_tiles`."""
-    size = M + 2
-    for t in range(rows * columns):
-        for lane in range(0, BLOCK, LANES):
-            corner, target = start + (t // columns * width + t % columns) * M * BLOCK + lane, at + t * BLOCK + lane
-            for j in range(M):
-                output_adjoint_1d(M, LANES, image, corner + j * BLOCK, width * BLOCK, temp, j * LANES, size * LANES)
-            for i in range(size):
-                output_adjoint_1d(M, LANES, temp, i * size * LANES, LANES + 0, points, target + i * size * plane, plane)
-
-
-@jit.part
-def transform_back(M, LANES, BLOCK, points, at, plane, rows, columns, image, start, temp):
-    """Outputs of a block from its (M + 2)^2 planes of products: rows x columns tiles of M x M pixels."""
-    size = M + 2
-    for th in range(rows):
-        for tw in range(columns):
-            for lane in range(0, BLOCK, LANES):
-                source = at + (th * columns + tw) * BLOCK + lane
-                for j in range(size):
-                    output_1d(M, LANES, points, source + j * plane, size * plane, temp, j * LANES, size * LANES)
-                for i in range(M):
-                    output_1d(M, LANES, temp, i * size * LANES, LANES + 0,
-                              image, start + ((th * M + i) * columns + tw) * M * BLOCK + lane, BLOCK + 0)
-
-
-@jit.part
 def multiply(ROWS, BLOCKS, BLOCK, count, v, v_at, v_plane, tiles, blocks, u, u_plane, p, p_at, p_plane, used, first, end):
     """A matrix product a point: P = V u, for the blocks first .. end of the products' channels."""
     for point in range(count):
@@ -102,36 +66,6 @@ def multiply(ROWS, BLOCKS, BLOCK, count, v, v_at, v_plane, tiles, blocks, u, u_p
                 tile(ROWS, BLOCKS, BLOCK, t, v, v_at + point * v_plane, BLOCK, tiles * BLOCK, 1,
                      u, point * u_plane + o * blocks * BLOCK * BLOCK, BLOCK * BLOCK, blocks * BLOCK * BLOCK,
                      p, p_at + point * p_plane + (o - first) * tiles * BLOCK, BLOCK, tiles * BLOCK, 0, blocks, BLOCK, 0)
-
-
-@jit.part
-def transform_weights(M, LANES, BLOCK, turned, weight, C, O, block, points, outs, plane, temp):
-    """G g G^T of a block of weights' rows, C to O channels: (points, blocks of O, C, BLOCK), zeros where there are none.
-
-    turned: weight is (3, 3, O, C), of the convolution whose input gradient this is: its taps are in reverse.
-    """
-    size, ins = M + 2, -(-C // BLOCK)
-    raw, columns = temp, 9 * BLOCK * BLOCK  # where what follows the weights begins
-    for o in range(outs):
-        count = min(BLOCK, O - o * BLOCK)
-        for i in range(columns):
-            raw[i] = 0
-        for tap in range(9):
-            if turned:
-                for i in range(count):
-                    for c in range(min(BLOCK, C - block * BLOCK)):
-                        raw[(c * 9 + 8 - tap) * BLOCK + i] = weight[(tap * O + o * BLOCK + i) * C + block * BLOCK + c]
-            else:
-                for c in range(min(BLOCK, C - block * BLOCK)):
-                    for i in range(count):
-                        raw[(c * 9 + tap) * BLOCK + i] = weight[(tap * C + block * BLOCK + c) * O + o * BLOCK + i]
-        for c in range(BLOCK):
-            for lane in range(0, BLOCK, LANES):
-                target = ((o * ins + block) * BLOCK + c) * BLOCK + lane
-                for j in range(3):
-                    weight_1d(M, LANES, raw, (c * 9 + j) * BLOCK + lane, 3 * BLOCK, temp, columns + j * LANES, 3 * LANES)
-                for k in range(size):
-                    weight_1d(M, LANES, temp, columns + 3 * k * LANES, LANES + 0, points, target + k * size * plane, plane)
 
 
 class Plan(NamedTuple):
@@ -160,7 +94,6 @@ def forward_kernel(m, tiling, lanes, block, ragged):
 
     @jit.kernel
     def winograd(tasks, counter, thread, plan, weight, points, to_transform, source, output, counts, merged, works):
-        enter(counter, thread)
         work, H, W, C, O, columns, units = works[thread], plan.H, plan.W, plan.C, plan.O, plan.columns, plan.units
         ins, outs, tiles = -(-C // block), -(-O // block), plan.tiles
         wide = -(-outs // blocks_) * blocks_
@@ -170,13 +103,16 @@ def forward_kernel(m, tiling, lanes, block, ragged):
         v, left = np.int64(0), np.int64(1)  # no constants, for which what is called would be compiled once more
         p = size * v_plane
         image = p + size * p_plane
-        task = claim(counter)
-        while task < to_transform:
-            transform_weights(m, lanes, block, plan.turned, weight, C, O, task, points, wide, u_plane, work)
-            task = claim_next(counter)
-        await_tasks(counter, to_transform)
         convolved = to_transform + units.count * plan.slices
-        while task < convolved:
+        for task in claimed(tasks, counter, thread):
+            if task < to_transform:
+                transform_weights(m, lanes, block, plan.turned, weight, C, O, task, points, wide, u_plane, work)
+                continue
+            await_tasks(counter, to_transform)
+            if task >= convolved:
+                await_tasks(counter, convolved)
+                merge_channel(output.means, output.squares, counts, task - convolved, merged)
+                continue
             unit, part = (task - to_transform) // plan.slices, (task - to_transform) % plan.slices
             first, end = part * per_slice, min((part + 1) * per_slice, wide)
             n0, n1, row, rows = unit_of(units, unit)
@@ -196,33 +132,8 @@ def forward_kernel(m, tiling, lanes, block, ragged):
                                    p_plane, rows, columns, work, image, temp)
                     finish(block, ragged, work, image, columns * m * block, min(rows * m, H - row * m), W, output,
                            (n * H + row * m) * W * O, O, o * block, n * units.bands + unit % units.bands)
-            task = claim_next(counter)
-        await_tasks(counter, convolved)
-        while task < tasks:
-            merge_channel(output.means, output.squares, counts, task - convolved, merged)
-            task = claim_next(counter)
-        leave(counter, thread)
 
     return winograd
-
-
-@jit.part
-def add_weights_back(M, LANES, BLOCK, points, du, plane, partial, at, C, O, adds, temp):
-    """G^T dU G of a block of dU's points, stored or with `adds` added to partial (3, 3, C, O), from `at` on."""
-    size = M + 2
-    for c in range(BLOCK):
-        for lane in range(0, BLOCK, LANES):
-            for j in range(size):
-                weight_adjoint_1d(M, LANES, points, du + j * plane + c * BLOCK + lane, size * plane,
-                                  temp, j * LANES, size * LANES)
-            for i in range(3):
-                weight_adjoint_1d(M, LANES, temp, i * size * LANES, LANES + 0, temp, 3 * size * LANES, LANES + 0)
-                for j in range(3):
-                    target = at + ((3 * i + j) * C + c) * O + lane
-                    g = load(LANES, temp, (3 * size + j) * LANES)
-                    if adds:
-                        g = g + load(LANES, partial, target)
-                    store(partial, target, g)
 
 
 @cache
@@ -237,7 +148,6 @@ def gradient_kernel(m, tiling, lanes, block, ragged):
     @jit.kernel
     def winograd_gradient(tasks, counter, thread, plan, weight, points, gradient, source, output, total, partial, direct,
                           dweight, adds, works):
-        enter(counter, thread)
         work, H, W, C, O, columns, units = works[thread], plan.H, plan.W, plan.C, plan.O, plan.columns, plan.units
         ins, outs, tiles = -(-C // block), -(-O // block), plan.tiles
         wide_ins, wide_outs = -(-ins // blocks_) * blocks_, -(-outs // blocks_) * blocks_
@@ -251,13 +161,20 @@ def gradient_kernel(m, tiling, lanes, block, ragged):
         # Of one group, where no channels are added, the weights' gradient is the parameter's own.
         padded_C, padded_O = (C, O) if direct else (ins * block, wide_outs * block)
         transformed = outs if output.dx.size else 0
-        task = claim(counter)
-        while task < transformed:
-            transform_weights(m, lanes, block, plan.turned, weight, O, C, task, points, wide_ins, u_plane, work)
-            task = claim_next(counter)
-        await_tasks(counter, transformed)
         computed = transformed + plan.groups * plan.slices
-        while task < computed:
+        sums = computed + (0 if direct else group_tasks(9 * C))
+        for task in claimed(tasks, counter, thread):
+            if task < transformed:
+                transform_weights(m, lanes, block, plan.turned, weight, O, C, task, points, wide_ins, u_plane, work)
+                continue
+            await_tasks(counter, transformed)
+            if task >= computed:
+                await_tasks(counter, computed)
+                if task < sums:
+                    add_groups(partial, plan.groups, task - computed, C, padded_C, padded_O, dweight, 9 * C, O, adds)
+                else:
+                    add_channel(output.sums, task - sums, total)
+                continue
             group, part = (task - transformed) // plan.slices, (task - transformed) % plan.slices
             first, end = part * per_slice, min((part + 1) * per_slice, wide_ins)
             begin = group * units.count // plan.groups
@@ -303,16 +220,6 @@ def gradient_kernel(m, tiling, lanes, block, ragged):
                             finish_gradient(block, ragged, work, image, columns * m * block, min(rows * m, H - row * m), W,
                                             source, output, (n * H + row * m) * W * C, C, c * block,
                                             n * units.bands + unit % units.bands)
-            task = claim_next(counter)
-        await_tasks(counter, computed)
-        sums = computed + (0 if direct else group_tasks(9 * C))
-        while task < sums:
-            add_groups(partial, plan.groups, task - computed, C, padded_C, padded_O, dweight, 9 * C, O, adds)
-            task = claim_next(counter)
-        while task < tasks:
-            add_channel(output.sums, task - sums, total)
-            task = claim_next(counter)
-        leave(counter, thread)
 
     return winograd_gradient
 
@@ -334,13 +241,9 @@ def transform_kernel(m, lanes, block):
     """The first phase of `forward_kernel` by itself, for weights that are used more than once."""
     @jit.kernel
     def transform(tasks, counter, thread, weight, C, O, wide, points, works):
-        enter(counter, thread)
-        task = claim(counter)
-        while task < tasks:
+        for task in claimed(tasks, counter, thread):
             transform_weights(m, lanes, block, task < 0, weight, C, O, task, points, wide,
                               -(-C // block) * wide * block * block + block, works[thread])
-            task = claim(counter)
-        leave(counter, thread)
 
     return transform
 
