@@ -50,7 +50,6 @@ class Launches:
     def expect(self, offsets):
         """An operator begins: where its results are to lie, [(bytes of the result, offset in the slab), ...]."""
         self._expected, self._used, self._operator = list(offsets), 0, self._operator + 1
-        ahead.begin(self._operator)
 
     def empty(self, shape, dtype):
         """Memory for an array: a result's place, or scratch until the operator's end. As `arena.empty`."""

@@ -18,6 +18,7 @@ from numba.core.serialize import dumps
 
 from minires.backends.cpu.llvm import ADDRESS, I32, I64
 
+PATIENCE = 120  # seconds; no kernel takes so long to compile
 # `_nrt`: without reference counts. Kernels make no arrays, and those that they are given live until they end; counting two
 # dozen of them takes longer than starting a kernel. `no_cfunc_wrapper`: without an entrance for C, which nobody uses.
 OPTIONS = {"_nrt": False, "no_cfunc_wrapper": True}
@@ -89,12 +90,50 @@ class _KernelCache(FunctionCache):
     def __init__(self, function, stamp, failed):
         super().__init__(function)
         self._cache_file, self._failed = _Files(Path(self._cache_path), self._impl.filename_base, stamp), failed
+        self._turn = None  # a file that this process has locked: it is compiling
+
+    def load_overload(self, sig, target_context):
+        """What another process is just compiling is waited for: Numba compiles what is not found."""
+        found = super().load_overload(sig, target_context)
+        if found is None:
+            self._turn = _lock(Path(self._cache_path, f"{self._impl.filename_base}.lock"))
+            found = super().load_overload(sig, target_context)
+            if found is not None:
+                self._end_turn()
+        return found
 
     def save_overload(self, sig, data):
         try:
             super().save_overload(sig, data)
         except OSError:
             self._failed(self._cache_path)
+        finally:
+            self._end_turn()
+
+    def _end_turn(self):
+        if self._turn is not None:
+            self._turn.close()
+            self._turn = None
+
+
+def _lock(path):
+    """A file that no other process has locked, until it is closed or the process ends; None where there are no locks.
+
+    Who has it for PATIENCE seconds is not waited for any longer.
+    """
+    try:
+        import fcntl
+
+        file = path.open("w")
+    except (ImportError, OSError):
+        return None
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return file
+        time.sleep(0.005)
+    return file
 
 
 class _Files:
