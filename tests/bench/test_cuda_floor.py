@@ -3,10 +3,10 @@ import json
 import subprocess
 import sys
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
+from paths import ROOT
 
 from benchmarks import cuda_floor
 from benchmarks.cuda_floor import DEVICES, END, START, Device, Launch, grouped, markdown, measured_text, training_step
@@ -17,8 +17,6 @@ from minires.bench.engines import MiniresEngine
 from minires.errors import UserError
 from minires.models import build_model
 from minires.models.summary import summarise
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")

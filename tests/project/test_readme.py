@@ -1,9 +1,9 @@
 """What the README shows is what the project has."""
 import re
 import textwrap
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from paths import ROOT
+
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 

@@ -9,6 +9,7 @@ import cupy
 import numpy as np
 import pytest
 from conftest import ON_DEVICE
+from paths import TESTS
 
 from minires.backends.cuda import launches
 from minires.bench import compare, engines, machine, tables, worker
@@ -16,7 +17,6 @@ from minires.cli import main
 from minires.models import build_model
 
 pytestmark = pytest.mark.gpu
-HERE = Path(__file__).resolve().parent
 
 
 def run_cli(*arguments):
@@ -39,7 +39,7 @@ def processes(tmp_path, monkeypatch):
         return
     folder = str(cupy._module.build_folder)
     (tmp_path / "sitecustomize.py").write_text(f"import cupy._module\ncupy._module.build_folder = {folder!r}\n")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(HERE / "cuda_host")]))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(TESTS / "cuda_host")]))
 
 
 def test_the_command_measures_on_the_device(processes, tmp_path, capsys):

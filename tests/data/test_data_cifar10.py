@@ -8,10 +8,10 @@ import os
 import pickle
 import tarfile
 import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
+from paths import DATA
 
 from minires.data import cifar10, load_dataset
 from minires.data.augment import channel_statistics
@@ -20,7 +20,7 @@ from minires.errors import UserError
 
 FILES = ("data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch")
 RECORDS = 20
-REAL = Path(__file__).parents[2] / "shared/data/lossless/test_batch_first1000.bin"
+REAL = DATA / "lossless" / "test_batch_first1000.bin"
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from paths import ROOT
 
 import benchmarks
 from benchmarks import kernels, methods, rewrites, scaling, table
@@ -18,7 +19,6 @@ from minires.cli import main
 from minires.errors import UserError
 from minires.plan.rewrites import TRAINING
 
-ROOT = Path(__file__).resolve().parents[1]
 THREADS = 1  # what is tested here does not depend on it, and one thread waits for no other on a busy machine
 
 

@@ -7,12 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from paths import EXAMPLES
 
 import minires
 from minires.data import Dataset
 from minires.training.metrics import read_metrics
-
-EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 def run_example(folder, name, *arguments):

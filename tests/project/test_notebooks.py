@@ -1,6 +1,8 @@
 """The derivations in examples/*.ipynb run from a clean kernel, and what they store is what they compute now.
 
-After a change to a notebook, or to lines of the project that it shows, run and store them: python tests/test_notebooks.py
+After a change to a notebook, or to lines of the project that it shows, run and store them:
+
+    python tests/project/test_notebooks.py
 """
 import base64
 import io
@@ -19,7 +21,7 @@ from PIL import Image
 import minires
 
 PROJECT = Path(minires.__file__).parents[1]
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
 COMPILING = "minires: compiling CPU kernels for this machine (cached for the next time)\n"  # where no cache is
 NOTHING_VOLATILE = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -65,7 +67,7 @@ def thumbnail(png):
 def assert_same(stored, new):
     """AssertionError unless both notebooks show the same in every cell, pictures up to the rendering of letters."""
     for (source, before, pictures_before), (_, after, pictures_after) in zip(results(stored), results(new), strict=True):
-        assert before == after, f"stale output, run `python tests/test_notebooks.py`, below\n{source}"
+        assert before == after, f"stale output, run `python tests/project/test_notebooks.py`, below\n{source}"
         for (size, old), (new_size, now) in zip(pictures_before, pictures_after, strict=True):
             assert size == new_size and np.abs(old - now).max() < SAME_PICTURE, f"stale picture below\n{source}"
 
