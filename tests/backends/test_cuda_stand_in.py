@@ -5,7 +5,7 @@ import cupy
 import numpy as np
 import pytest
 from conftest import ON_DEVICE, operators
-from test_operators import _arguments, _copies, _results, _same
+from operator_cases import ARGUMENTS, Draw, copies, results, same
 
 from minires.backends import reference
 from minires.backends.cuda import compiler, elementwise, norm
@@ -38,9 +38,9 @@ def plant(monkeypatch):
 def check(name, dtype=np.float64):
     """The operator of `cuda` against the reference, on every case of the suite."""
     rng = np.random.default_rng(0)
-    for arguments in _arguments(name, rng, dtype):
-        expected = _results(name, getattr(reference, name), _copies(arguments))
-        _same(name, _results(name, getattr(operators("cuda"), name), _copies(arguments)), expected, dtype, "planted")
+    for arguments in ARGUMENTS[name](Draw(rng, dtype)):
+        expected = results(name, getattr(reference, name), copies(arguments))
+        same(name, results(name, getattr(operators("cuda"), name), copies(arguments)), expected, dtype, "planted")
     cupy.check_guards()
 
 
