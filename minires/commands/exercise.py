@@ -4,7 +4,8 @@ from typing import Annotated
 
 import typer
 
-exercise = typer.Typer(help="Write a backward pass, and have it checked and diagnosed.", no_args_is_help=True)
+exercise = typer.Typer(help="Write a backward pass, a forward pass or an optimiser's step, and have it checked and "
+                            "diagnosed.", no_args_is_help=True)
 Folder = Annotated[Path | None, typer.Option(help="A folder with more exercises, one file NAME.py each.",
                                              show_default=False)]
 
@@ -26,11 +27,11 @@ def start(
     out: Annotated[Path | None, typer.Option(help="The file to write; by default NAME.py.", show_default=False)] = None,
     folder: Folder = None,
 ):
-    """Write a file with the forward pass, the contract and a blank backward."""
-    from minires.study.exercises.checker.catalogue import start_exercise
+    """Write a file with what is given, the contract and a blank function."""
+    from minires.study.exercises.checker.catalogue import find_exercise, start_exercise
 
-    path = start_exercise(name, out, folder)
-    typer.echo(f"wrote {path}: fill in backward, then run minires exercise check {path}")
+    path, method = start_exercise(name, out, folder), find_exercise(name, folder).method
+    typer.echo(f"wrote {path}: fill in {method}, then run minires exercise check {path}")
 
 
 @exercise.command()
@@ -39,14 +40,14 @@ def hint(
     derivation: Annotated[bool, typer.Option("--derivation", help="The whole derivation, as maths.")] = False,
     folder: Folder = None,
 ):
-    """Say what backward must do, and a hint; with --derivation the maths, after which only the code is missing."""
+    """Say what is to be done, and a hint; with --derivation the maths, after which only the code is missing."""
     from minires.study.exercises.checker.catalogue import find_exercise
 
     found = find_exercise(name, folder)
     if derivation:
         typer.echo(f"{found.derivation()}\n\nThe solution as code: {found.engine.__module__}.{found.engine.__name__}")
         return
-    typer.echo("\n".join(["backward must", *(f"- {line}" for line in found.required())]))
+    typer.echo("\n".join([f"{found.method} must", *(f"- {line}" for line in found.required())]))
     if found.hint:
         typer.echo(found.hint.strip())
     typer.echo(f"The derivation: minires exercise hint {name} --derivation")
@@ -61,7 +62,7 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="The report as JSON, for an autograder.")] = False,
     time_limit: Annotated[float, typer.Option(help="Seconds for the file.")] = 20.0,
 ):
-    """Check a backward pass and say what is wrong. Exits with 0 when it is right, with 1 when it is not yet."""
+    """Check what was written and say what is wrong. Exits with 0 when it is right, with 1 when it is not yet."""
     import json
 
     from minires.study.exercises.checker.process import check_file

@@ -1,4 +1,4 @@
-"""What students write: for each exercise a right body of backward, and wrong ones with the names of their mistakes.
+"""What students write: for each exercise a right body, and wrong ones with the names of their mistakes.
 
 The bodies stand in the file that `minires exercise start` writes, in place of its blank line.
 """
@@ -73,6 +73,44 @@ BOTTLENECK = """
 ENTROPY = "dy = p.copy(); dy[np.arange(len(p)), target] -= 1; return dy / len(p)"
 KEPT = "return dy if keep is None else dy * keep / dy.dtype.type(1 - self.p)"
 
+CONVOLUTION = """
+    OH, OW = ((size + 2 * p - k) // s + 1 for size in x.shape[1:3])
+    padded = np.pad(x, ((0, 0), (p, p), (p, p), (0, 0)))
+    y = np.zeros((len(x), OH, OW, weight.shape[3]), x.dtype) + self.bias.data
+    for i in range(k):
+        for j in range(k):
+            y += padded[:, i:i + s * (OH - 1) + 1:s, j:j + s * (OW - 1) + 1:s] @ weight[i, j]
+    return y
+"""
+NORMALISATION = """
+    mean, var = self.running_mean, self.running_var
+    if self.training:
+        m, momentum = x.size // x.shape[3], self.momentum
+        mean, var = x.mean((0, 1, 2)), x.var((0, 1, 2))
+        self.running_mean = (1 - momentum) * self.running_mean + momentum * mean
+        self.running_var = (1 - momentum) * self.running_var + momentum * var * (m / (m - 1))
+    return self.weight.data * (x - mean) / np.sqrt(var + self.eps) + self.bias.data
+"""
+LOSS = """
+    shifted = y - y.max(1, keepdims=True)
+    log_p = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+    return float(-log_p[np.arange(len(target)), target].mean())
+"""
+SGD = """
+    g = parameter.grad + self.weight_decay * parameter.data
+    velocity *= self.momentum
+    velocity += g
+    parameter.data -= self.lr * (g + self.momentum * velocity if self.nesterov else velocity)
+"""
+ADAMW = """
+    first *= b1
+    first += (1 - b1) * parameter.grad
+    second *= b2
+    second += (1 - b2) * parameter.grad ** 2
+    parameter.data -= self.lr * self.weight_decay * parameter.data
+    root = np.sqrt(second / (1 - b2 ** self.steps))
+    parameter.data -= self.lr * first / (1 - b1 ** self.steps) / (root + self.eps)
+"""
 RIGHT = {
     "relu": "return dy * (y > 0)",
     "linear": LINEAR,
@@ -90,6 +128,11 @@ RIGHT = {
     "dropout": KEPT,
     "basic_block": BASIC,
     "bottleneck": BOTTLENECK,
+    "conv_forward": CONVOLUTION,
+    "batchnorm_forward": NORMALISATION,
+    "cross_entropy_forward": LOSS,
+    "sgd": SGD,
+    "adamw": ADAMW,
 }
 
 
@@ -265,4 +308,49 @@ WRONG = [
      "inner ReLUs skipped", None),
     ("bottleneck", changed(BOTTLENECK, ("bn3.backward(g)", "bn3.backward(dy)")), "branch gets dy", None),
     ("bottleneck", changed(BOTTLENECK, ("g = self.relu.backward(dy)", "g = dy")), "last ReLU skipped", None),
+    ("conv_forward", changed(CONVOLUTION, (" + self.bias.data", "")), "bias missing", None),
+    ("conv_forward", changed(CONVOLUTION, (" + self.bias.data", ""), ("@ weight[i, j]", "@ weight[i, j] + self.bias.data")),
+     "bias at each tap", None),
+    ("conv_forward", changed(CONVOLUTION, ("weight[i, j]", "weight[k - 1 - i, k - 1 - j]")), "kernel flipped", None),
+    ("conv_forward", changed(CONVOLUTION, ("weight[i, j]", "weight[j, i]")), "rows for columns", None),
+    ("conv_forward", changed(CONVOLUTION, ("(p, p), (p, p)", "(0, 2 * p), (0, 2 * p)")), "padded at the end",
+     None),
+    ("conv_forward", changed(CONVOLUTION, ("- k) // s + 1", "- k) // s")), "shape", None),
+    ("conv_forward", changed(CONVOLUTION, ("x.dtype", "float")), "dtype", None),
+    ("batchnorm_forward", changed(NORMALISATION, (" * (m / (m - 1))", "")), "running variance biased", None),
+    ("batchnorm_forward", changed(NORMALISATION, ("x.var((0, 1, 2))", "x.var((0, 1, 2), ddof=1)"), (" * (m / (m - 1))", "")),
+     "unbiased variance", None),
+    ("batchnorm_forward", changed(NORMALISATION, ("if self.training", "if True")), "training in evaluation",
+     None),
+    ("batchnorm_forward", changed(NORMALISATION, ("np.sqrt(var + self.eps)", "(np.sqrt(var) + self.eps)")),
+     "eps outside the root", None),
+    ("batchnorm_forward", changed(NORMALISATION, ("(1 - momentum) *", "momentum *"), ("+ momentum *", "+ (1 - momentum) *")),
+     "momentum exchanged", None),
+    ("batchnorm_forward", changed(NORMALISATION, ("        self.running_var =", "        unused =")),
+     "running_var stands still", None),
+    ("cross_entropy_forward", changed(LOSS, ("float(-log_p", "float(log_p")), "sign missing", None),
+    ("cross_entropy_forward", changed(LOSS, (".mean()", ".sum()")), "sum for mean", None),
+    ("cross_entropy_forward", "p = np.exp(y) / np.exp(y).sum(1, keepdims=True)\n"
+     "return -np.log(p[np.arange(len(y)), target]).mean()", "not finite", "right at N = 1, wrong at N = 4, x times 1,000"),
+    ("cross_entropy_forward", changed(LOSS, ("-log_p[np.arange(len(target)), target].mean()", "-log_p.sum(1).mean()")),
+     "all classes", None),
+    ("sgd", changed(SGD, ("parameter.data -= ", "parameter.data += ")), "uphill", None),
+    ("sgd", changed(SGD, ("velocity *= self.momentum\n    velocity += g", "velocity = self.momentum * velocity + g")),
+     "velocity forgotten", None),
+    ("sgd", changed(SGD, ("velocity += g", "velocity += self.lr * g"), ("self.lr * (g + self.momentum * velocity if "
+     "self.nesterov else velocity)", "(self.lr * g + self.momentum * velocity if self.nesterov else velocity)")),
+     "rate inside the velocity", None),
+    ("sgd", changed(SGD, ("velocity += g", "velocity += (1 - self.momentum) * g")), "dampened", None),
+    ("sgd", changed(SGD, (" + self.weight_decay * parameter.data", "")), "decay forgotten", None),
+    ("sgd", changed(SGD, ("if self.nesterov else", "if False else")), "Nesterov forgotten", None),
+    ("sgd", changed(SGD, ("parameter.data -= ", "parameter.data = parameter.data - ")), "not in place", None),
+    ("sgd", changed(SGD, ("g = parameter.grad + ", "g = parameter.grad; g += ")), "input changed", None),
+    ("adamw", changed(ADAMW, (" / (1 - b1 ** self.steps)", "")), "first not corrected", None),
+    ("adamw", changed(ADAMW, (" / (1 - b2 ** self.steps)", "")), "second not corrected", None),
+    ("adamw", changed(ADAMW, ("** self.steps", "** (self.steps + 1)")), "corrected one step late", None),
+    ("adamw", changed(ADAMW, ("root = np.sqrt(second / (1 - b2 ** self.steps))",
+                              "root = np.sqrt(second / (1 - b2 ** self.steps) + self.eps)"), ("root + self.eps", "root")),
+     "eps inside the root", None),
+    ("adamw", changed(ADAMW, ("parameter.grad ** 2", "np.abs(parameter.grad)")), "not squared", None),
+    ("adamw", changed(ADAMW, ("self.lr * self.weight_decay * parameter.data", "0")), "decay forgotten", None),
 ]

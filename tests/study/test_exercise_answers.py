@@ -10,10 +10,10 @@ from exercise_answers import BASIC, BATCHNORM, BOTTLENECK, RIGHT, STEPS, WRONG, 
 
 from minires.study.exercises import find_exercise, find_exercises, grade
 from minires.study.exercises.checker.diagnose import diagnose
-from minires.study.exercises.checker.exercise import BLANK
 from minires.study.exercises.checker.general import general_mistakes
 from minires.study.exercises.checker.observe import Observation
 from minires.study.exercises.checker.situation import situations
+from minires.study.exercises.checker.words import blank
 
 EXERCISES = {name: find_exercise(name) for name in find_exercises()}
 
@@ -21,8 +21,9 @@ EXERCISES = {name: find_exercise(name) for name in find_exercises()}
 def write(exercise, body, folder):
     """The student's file with its blank line replaced."""
     path = folder / f"{exercise.name}.py"
-    lines = textwrap.indent(textwrap.dedent(body).strip(), "        ").lstrip()
-    path.write_text(exercise.text(path).replace(BLANK, lines))
+    before, after = exercise.text(path).split(blank(exercise.method))
+    lines = textwrap.indent(textwrap.dedent(body).strip(), before.rpartition("\n")[2]).lstrip()
+    path.write_text(before + lines + after)
     return path
 
 
@@ -35,7 +36,8 @@ def test_the_engines_own_class_passes(name):
     exercise = EXERCISES[name]
     report = grade(exercise, inspect.getsourcefile(exercise.engine))
     assert report.status == "passed", report.text()
-    assert {check.kind for check in report.checks} >= {"inputs", "shape", "gradient", "dtype", "numerical"}
+    kinds = {"gradient", "numerical"} if exercise.method == "backward" else {"value"}
+    assert {check.kind for check in report.checks} >= {"inputs", "shape", "dtype", *kinds}
     assert all(check.passed for check in report.checks)
 
 
@@ -48,12 +50,14 @@ def test_a_right_answer_passes(name, tmp_path):
 @pytest.mark.parametrize("name", EXERCISES)
 def test_the_blank_says_what_to_write(name, tmp_path):
     exercise = EXERCISES[name]
-    report = graded(name, BLANK, tmp_path)
+    report = graded(name, blank(exercise.method), tmp_path)
     assert report.status == "blank" and not report.diagnoses
-    line = next(number for number, line in enumerate(exercise.text("x.py").splitlines(), 1) if BLANK in line)
+    line = next(number for number, line in enumerate(exercise.text("x.py").splitlines(), 1) if "is blank: write" in line)
     assert f"still blank in line {line}: " in report.message
-    assert f"return {exercise.shown('dx')}, (" in report.message
-    assert all(f"self.{parameter}.grad" in report.message for parameter in exercise.parameters)
+    if exercise.method == "backward":
+        assert f"return {exercise.shown('dx')}, (" in report.message
+        assert all(f"self.{parameter}.grad" in report.message for parameter in exercise.parameters)
+    assert f"{exercise.method} must {exercise.required()[0]}" in report.message
 
 
 @pytest.mark.parametrize(("name", "body", "mistake", "where"), WRONG, ids=[f"{row[0]}: {row[2]}-{i}" for i, row in
