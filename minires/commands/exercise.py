@@ -12,13 +12,17 @@ Folder = Annotated[Path | None, typer.Option(help="A folder with more exercises,
 
 @exercise.command("list")
 def list_(folder: Folder = None):
-    """List the exercises, easiest first."""
+    """List the exercises, easiest first, and what you have done in this folder."""
     from minires.study.exercises.checker.catalogue import find_exercises, load_exercise
+    from minires.study.exercises.checker.record import FILE, read_record
 
-    found = find_exercises(folder)
+    found, record = find_exercises(folder), read_record()
     width = max(map(len, found))
     for number, (name, path) in enumerate(found.items(), 1):
-        typer.echo(f"{number:2}  {name:{width}}  {load_exercise(path).title}")
+        done = f" ({record[name].text()})" if name in record else ""
+        typer.echo(f"{number:2}  {name:{width}}  {load_exercise(path).title}{done}")
+    if record:
+        typer.echo(f"{sum(entry.passed for entry in record.values())} of {len(found)} passed, by {FILE} in this folder")
 
 
 @exercise.command()
@@ -62,12 +66,18 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="The report as JSON, for an autograder.")] = False,
     time_limit: Annotated[float, typer.Option(help="Seconds for the file.")] = 20.0,
 ):
-    """Check what was written and say what is wrong. Exits with 0 when it is right, with 1 when it is not yet."""
+    """Check what was written and say what is wrong. Exits with 0 when it is right, with 1 when it is not yet.
+
+    What was done is kept in exercises.json in this folder, unless --exercise is given.
+    """
     import json
 
     from minires.study.exercises.checker.process import check_file
+    from minires.study.exercises.checker.record import note
 
     report = check_file(file, exercise, folder, time_limit)
+    if exercise is None:  # the student's own file, and none that is judged by another's name
+        note(report)
     typer.echo(json.dumps(report.as_json(), indent=2) if as_json else report.text())
     if not report.passed:
         raise typer.Exit(1)
