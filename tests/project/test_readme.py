@@ -4,6 +4,8 @@ import textwrap
 
 from paths import ROOT
 
+import minires
+
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -21,3 +23,10 @@ def test_every_file_that_it_names_is_there():
 def test_python_blocks_are_python():
     for block in re.findall(r"```python\n(.*?)```", README, re.S):
         compile(block, "README.md", "exec")
+
+
+def test_what_to_import_is_everything_that_is_public():
+    table = README.partition("## What to import\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (`.*?) \| .+ \|$", table, re.M)
+    named = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
+    assert sorted(named) == sorted({*minires.__all__} - {"__version__"})
