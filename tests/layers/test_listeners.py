@@ -6,6 +6,7 @@ import pickle
 import numpy as np
 import pytest
 
+from minires.backends import use_backend
 from minires.layer import Layer, Sequential, calls_go_to, inference_mode, listening
 from minires.layers import BasicBlock, BatchNorm2d, Conv2d, Linear, ReLU
 from minires.models import build_model
@@ -14,6 +15,13 @@ from minires.study.bugs import BUGS, inject
 from minires.study.taps import tapped
 from minires.study.xray import lesion
 from minires.study.xray.gradients import body, watched
+
+
+@pytest.fixture(autouse=True)
+def by_the_reference():
+    """Whoever computes, the same is told; and the reference needs no kernels."""
+    with use_backend("reference"):
+        yield
 
 
 class Times(Layer):

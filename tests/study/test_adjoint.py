@@ -58,7 +58,7 @@ def test_a_wrong_backward_is_named(subject, mistake, wrong, tensors, rng):
     """All mistakes but a gradient that overwrites, which takes two backward passes to see."""
     make, shape = SUBJECTS[subject]
     layer = randomise_parameters(make(rng).astype(np.float64), rng)
-    with wrong_backward(layer, wrong):
+    with use_backend("reference"), wrong_backward(layer, wrong):
         errors = adjoint_errors(layer, distinct_nonzero(shape, rng), rng)
     assert {name for name, error in errors.items() if error > 1e-12} == tensors
     assert all(errors[name] > 1e-9 for name in tensors)
