@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 from conftest import ON_DEVICE
 
+from minires.backends import HOST_BACKENDS
 from minires.interop.torch import to_torch_state_dict
 from minires.losses import CrossEntropyLoss
 from minires.models import build_model
@@ -49,17 +50,22 @@ def ten_steps(network, module, ours, theirs, rng, backend):
     return max(np.abs(array - theirs[name].numpy()).max() for name, array in to_torch_state_dict(network).items())
 
 
-@pytest.mark.parametrize("name", OPTIMISERS)
+# On cuda with one of them: each optimiser's arithmetic there is test_optim's, each network's gradients test_torch_parity's.
+@pytest.mark.parametrize(("name", "backend"), [
+    *[(name, backend) for name in OPTIMISERS for backend in HOST_BACKENDS],
+    pytest.param("Nesterov", "cuda", marks=pytest.mark.gpu)], indirect=["backend"])
 def test_resnet20(name, backend, rng):
     network = build_model("resnet20", rng=rng).astype(np.float64)
     assert ten_steps(network, cifar_resnet(20).double(), *OPTIMISERS[name], rng, backend) < 1e-8
 
 
+@pytest.mark.parametrize("backend", HOST_BACKENDS, indirect=True)
 def test_projection_shortcuts(backend, rng):
     network = build_model("resnet20", shortcut="B", rng=rng).astype(np.float64)
     assert ten_steps(network, cifar_resnet(20, "B").double(), *OPTIMISERS["momentum, weight decay"], rng, backend) < 1e-8
 
 
+@pytest.mark.parametrize("backend", HOST_BACKENDS, indirect=True)
 def test_plain20(backend, rng):
     network = build_model("plain20", rng=rng).astype(np.float64)
     assert ten_steps(network, cifar_resnet(20, block=PlainBlock).double(), *OPTIMISERS["Nesterov"], rng, backend) < 1e-8
