@@ -7,11 +7,11 @@ import importlib
 import importlib.util
 import sys
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis.configuration import set_hypothesis_home_dir
+from paths import DATA, TESTS
 
 import minires
 from minires import backends
@@ -19,8 +19,6 @@ from minires.backends import HOST_BACKENDS, set_num_threads, use_backend
 from minires.backends.cpu.images import poison_scratch
 from minires.backends.cpu.threads import MOST_THREADS
 
-HERE = Path(__file__).resolve().parent
-DATA = HERE.parents[1] / "shared" / "data"
 BACKENDS = (*HOST_BACKENDS, "cuda")
 
 poison_scratch()  # a kernel that reads scratch memory which it has not written meets a NaN
@@ -41,7 +39,7 @@ ON_DEVICE = _device_is_there()
 if not ON_DEVICE:
     for _name in [name for name in sys.modules if name.split(".")[0] == "cupy"]:
         del sys.modules[_name]
-    sys.path.insert(0, str(HERE / "cuda_host"))
+    sys.path.insert(0, str(TESTS / "cuda_host"))
 
 
 def pytest_configure(config):

@@ -15,6 +15,7 @@ if __name__ == "__main__":
 from minires.backends.cuda import compiler, conv
 
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)  # Turing, Ampere (2), Ada, Hopper, Blackwell (2)
+TESTED = (75, 80, 90, 120)  # one of each generation: a compilation for all of them takes two minutes
 # The whole numbers with which kernels of more than one template parameter are launched.
 INTEGERS = {
     "conv2d_forward": [(BM, BN) for BN, BM in conv.TILES.items()],

@@ -7,13 +7,14 @@
 A Network is a description, which is what a failing test prints; `build` makes its layers. What is drawn are booleans
 alone: into integers Hypothesis mixes constants of whatever modules are loaded, and a test's networks should be the same in
 every run.
-MINIRES_EXAMPLES=1000 asks for more of them than the suite has time for.
+MINIRES_EXAMPLES=1000 asks for more of them than the suite has time for, and for a failing one to be made as small as it can
+be, which may take minutes: without it the first that fails is what is told.
 """
 import os
 from typing import NamedTuple
 
 import numpy as np
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 
 from minires import layers, models
@@ -41,8 +42,10 @@ class Network(NamedTuple):
 
 def examples(count):
     """Settings for a test of `count` random networks."""
-    return settings(max_examples=int(os.environ.get("MINIRES_EXAMPLES", count)), derandomize=True, database=None,
-                    deadline=None, suppress_health_check=list(HealthCheck))
+    asked = os.environ.get("MINIRES_EXAMPLES")
+    return settings(max_examples=int(asked or count), derandomize=True, database=None, deadline=None,
+                    phases=[Phase.generate] + [Phase.shrink] * bool(asked), report_multiple_bugs=False,
+                    suppress_health_check=list(HealthCheck))
 
 
 def _layer(description):

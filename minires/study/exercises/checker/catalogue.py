@@ -8,8 +8,9 @@ from minires.files import write_atomically
 from minires.study.exercises.checker.exercise import Exercise
 
 FOLDER = Path(__file__).resolve().parents[1]
-ORDER = ("relu", "linear", "mse", "cross_entropy", "global_avgpool", "avgpool", "maxpool", "conv1x1", "conv3x3",
-         "batchnorm_eval", "batchnorm_steps", "batchnorm", "layernorm", "dropout", "basic_block", "bottleneck")
+ORDER = ("relu", "linear", "mse", "cross_entropy", "cross_entropy_forward", "sgd", "adamw", "global_avgpool", "avgpool",
+         "maxpool", "conv1x1", "conv_forward", "conv3x3", "batchnorm_forward", "batchnorm_eval", "batchnorm_steps",
+         "batchnorm", "layernorm", "dropout", "basic_block", "bottleneck")
 
 
 def find_exercises(folder=None):

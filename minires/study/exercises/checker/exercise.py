@@ -4,28 +4,27 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from minires.errors import UserError
-
-BLANK = 'raise NotImplementedError("backward is blank: write it here")'
+from minires.study.exercises.checker.observe import observe
+from minires.study.exercises.checker.situation import Situation
+from minires.study.exercises.checker.words import BLANK as BLANK
+from minires.study.exercises.checker.words import blank, describe, imports_first, indent, shape
 
 
 class Case:
-    """One input the student's class is tried on. shape: of x; options: keywords for the exercise's `make`.
+    """One input the student's class is tried on. shape: of x; options: keywords for the exercise's `make`; scale: what x is
+    multiplied by.
 
     Choose sizes that differ from each other, so that a factor N cannot be taken for C, and a batch of one among them.
     """
 
-    def __init__(self, shape, **options):
-        self.shape, self.options = tuple(shape), options
+    def __init__(self, shape, *, scale=1, **options):
+        self.shape, self.scale, self.options = tuple(shape), scale, options
 
     @property
     def name(self):
         """Such as "N = 2, stride 2, padding 1"."""
-        return ", ".join([f"N = {self.shape[0]}", *(describe(key, value) for key, value in self.options.items())])
-
-
-def describe(option, value):
-    """An option of a case in words: "stride 2", and "training" or "evaluation" for the mode."""
-    return ("training" if value else "evaluation") if option == "training" else f"{option} {value}"
+        scaled = [f"x times {self.scale:,}"] * (self.scale != 1)
+        return ", ".join([f"N = {self.shape[0]}", *scaled, *(describe(key, value) for key, value in self.options.items())])
 
 
 @dataclass(frozen=True)
@@ -42,15 +41,15 @@ class Mistake:
     formula: Callable
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Exercise:
-    """A backward pass to write.
+    """A backward pass to write. (`forward.ForwardExercise` and `update.UpdateExercise` ask for something else.)
 
     title: a few words; engine: the class that solves it, a Layer or a loss; the student's class has its name
     make(cls, rng, **options): an instance of the engine's or the student's class
     letters: of each tensor, as {"x": "N C", "y": "N K", "weight": "C K"}, from the legend in the README
     formula: the forward pass as maths; keeps: what forward keeps, in words; hint: optional, goes into the file
-    code: imports and class as the student gets them, with the line BLANK as the body of backward
+    code: imports and class as the student gets them, with the line blank(method) as the body to write
     cases: a tuple of Case; mistakes: a tuple of Mistake, tried in this order before the general ones
     target(rng, shape): for a loss, what its forward takes besides x
     explain(observations, wrong): a Diagnosis for gradients that no mistake explains, `wrong` their names, or None
@@ -63,7 +62,7 @@ class Exercise:
     make: Callable
     letters: dict
     formula: str
-    keeps: str
+    keeps: str = ""
     code: str
     cases: tuple
     mistakes: tuple = ()
@@ -73,10 +72,17 @@ class Exercise:
     hint: str = ""
     name: str = ""
 
+    method = "backward"  # what is to be written
+    value = "gradient"  # what is compared
+    given = ("forward",)  # the other methods that the class must have
+    situation = Situation
+    observe = staticmethod(observe)
+
     def __post_init__(self):
-        if self.code.count(BLANK) != 1:
-            raise UserError(f"the exercise's code has {self.code.count(BLANK)} lines {BLANK}, expected one: the body of "
-                            "backward")
+        line = blank(self.method)
+        if self.code.count(line) != 1:
+            raise UserError(f"the exercise's code has {self.code.count(line)} lines {line}, expected one: the body of "
+                            f"{self.method}")
         if not self.cases:
             raise UserError("the exercise has no cases: give at least one Case")
 
@@ -109,35 +115,27 @@ class Exercise:
         told = inspect.cleandoc(self.engine.__doc__ or "No derivation is written.").split("Source:")[0].strip()
         return told[max(told.find("Backward"), told.find("backward: "), 0):]
 
+    def task(self):
+        """What is given and what is to be written, as paragraphs for the file."""
+        argument = "no argument" if self.target else f"dy = dL/dy, {shape(self.letters['y'])},"
+        averaged = "" if self.target else "\nAdd up over the batch, never average: the loss has divided by N already."
+        return (f"forward is given. It keeps {self.keeps}.\nWrite backward: it gets {argument} and must\n{self.listed()}\n"
+                f"Leave {'what forward kept' if self.target else 'dy and what forward kept'} unchanged, and keep the dtype: "
+                f"float32 stays float32.{averaged}")
+
+    def listed(self):
+        """`required` as lines of the file."""
+        return "\n".join(f"    - {line}" for line in self.required())
+
+    def about(self):
+        """The shapes of all that has letters."""
+        given = "; ".join(f"{name}: {shape(letters)}" for name, letters in self.letters.items())
+        if self.target:
+            given = given.replace("x:", "y:", 1).split("; y: ()")[0].split("; loss: ")[0]
+        return given if len(given) < 100 else given.replace("; ", "\n    ")
+
     def text(self, file):
         """The student's file, which will be called `file`."""
-        argument = "no argument" if self.target else f"dy = dL/dy, {shape(self.letters['y'])},"
-        given = "; ".join(f"{name}: {shape(letters)}" for name, letters in self.letters.items())
-        wrapped = given if len(given) < 100 else given.replace("; ", "\n    ")
-        averaged = "" if self.target else "Add up over the batch, never average: the loss has divided by N already.\n"
-        if self.target:
-            wrapped = wrapped.replace("x:", "y:", 1).split("; y: ()")[0]
         hint = f"\n{self.hint.strip()}\n" if self.hint else ""
-        required = "\n".join(f"    - {line}" for line in self.required())
-        return (f'"""Exercise {self.name}: {self.title}.\n\n    {wrapped}\n\n{indent(self.formula)}\n\n'
-                f"forward is given. It keeps {self.keeps}.\nWrite backward: it gets {argument} and must\n{required}\n"
-                f"Leave {'what forward kept' if self.target else 'dy and what forward kept'} unchanged, and keep the dtype: "
-                f"float32 stays float32.\n{averaged}{hint}\nThen: minires exercise check {file}\n\"\"\"\n"
-                f'{imports_first(self.code, self.name)}')
-
-
-def indent(text):
-    """Every line four places to the right."""
-    return "\n".join(f"    {line}".rstrip() for line in text.strip("\n").splitlines())
-
-
-def imports_first(code, name):
-    """The code with the line that names the exercise between its imports and what follows them."""
-    imports, mark, rest = code.strip("\n").partition("\n\n\n")
-    return f'{imports}\n\nEXERCISE = "{name}"{mark}{rest}\n'
-
-
-def shape(letters):
-    """The letters "N C" as "(N, C)", "C" as "(C,)"."""
-    names = letters.split()
-    return f"({names[0]},)" if len(names) == 1 else f"({', '.join(names)})"
+        return (f'"""Exercise {self.name}: {self.title}.\n\n    {self.about()}\n\n{indent(self.formula)}\n\n'
+                f'{self.task()}\n{hint}\nThen: minires exercise check {file}\n"""\n{imports_first(self.code, self.name)}')

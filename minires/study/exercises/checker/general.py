@@ -25,6 +25,13 @@ def general_mistakes(exercise, tensor, situations):
     def mistake(name, sentence, formula):
         return Mistake(name, f"{shown} {sentence}", lambda s: {tensor: formula(s)} if tensor in s.right else {})
 
+    if exercise.method == "step":
+        return
+    if exercise.method == "forward":
+        yield mistake("zero", "is zero everywhere", lambda s: np.zeros_like(s.right[tensor]))
+        yield mistake("negated", "has its sign flipped", lambda s: -s.right[tensor])
+        yield from _moved(exercise, tensor, mistake)
+        return
     part, dot, _ = tensor.rpartition(".")
     added = f"call self.{part}.backward" if dot else f"write self.{tensor}.grad += {shown}"
     never = f"is never added to: {added}" if tensor != "dx" else "is zero everywhere"
@@ -47,20 +54,7 @@ def general_mistakes(exercise, tensor, situations):
         yield mistake(f"negated and multiplied by {product}", f"has its sign flipped and is {size} times too large",
                       lambda s, p=product: -s.right[tensor] * value(p, s))
     axes = exercise.axes(tensor)
-    for order in permutations(range(len(axes))):
-        if order != tuple(range(len(axes))):
-            moved = shape(" ".join(axes[axis] for axis in order))
-            yield mistake("transposed", f"is right but transposed: its axes stand as {moved}, and must be "
-                          f"{shape(' '.join(axes))}", lambda s, o=order: s.right[tensor].transpose(o))
-    spatial = [axis for axis, letter in enumerate(axes) if letter in ("H", "W", "KH", "KW")]
-    for count in range(1, len(spatial) + 1):
-        for flipped in combinations(spatial, count):
-            along = " and ".join(axes[axis] for axis in flipped)
-            yield mistake("flipped", f"is right but flipped along {along}", lambda s, f=flipped: np.flip(s.right[tensor], f))
-    for axis in spatial:
-        for step in (1, -1):
-            yield mistake("shifted", f"is right but shifted by {step:+d} along {axes[axis]}: an index is off by one",
-                          lambda s, a=axis, by=step: np.roll(s.right[tensor], by, a))
+    yield from _moved(exercise, tensor, mistake)
     if not exercise.target:
         yield from _cut_short(exercise, tensor, mistake)
     if tensor != "dx" and len(axes) == 1 and not exercise.target:
@@ -69,6 +63,25 @@ def general_mistakes(exercise, tensor, situations):
         if other not in ("x", "y", tensor):
             yield mistake("swapped", f"holds the gradient that belongs into self.{other}.grad",
                           lambda s, o=other: s.right.get(o, s.right[tensor]))
+
+
+def _moved(exercise, tensor, mistake):
+    """Right numbers in wrong places: transposed, flipped, shifted."""
+    axes = exercise.axes(tensor)
+    for order in permutations(range(len(axes))):
+        if order != tuple(range(len(axes))):
+            moved = shape(" ".join(axes[axis] for axis in order))
+            yield mistake("transposed", f"is right but transposed: its axes stand as {moved}, and must be "
+                          f"{shape(' '.join(axes))}", lambda s, o=order: s.right[tensor].transpose(o))
+    spatial = [axis for axis, letter in enumerate(axes) if letter in ("H", "W", "OH", "OW", "KH", "KW")]
+    for count in range(1, len(spatial) + 1):
+        for flipped in combinations(spatial, count):
+            along = " and ".join(axes[axis] for axis in flipped)
+            yield mistake("flipped", f"is right but flipped along {along}", lambda s, f=flipped: np.flip(s.right[tensor], f))
+    for axis in spatial:
+        for step in (1, -1):
+            yield mistake("shifted", f"is right but shifted by {step:+d} along {axes[axis]}: an index is off by one",
+                          lambda s, a=axis, by=step: np.roll(s.right[tensor], by, a))
 
 
 def _cut_short(exercise, tensor, mistake):

@@ -5,7 +5,6 @@ import numpy as np
 
 from minires.backends import use_backend
 from minires.study.exercises.checker.diagnose import diagnose
-from minires.study.exercises.checker.observe import observe
 from minires.study.exercises.checker.report import Check, Diagnosis, Report
 from minires.study.exercises.checker.situation import situations
 from minires.study.exercises.checker.student import StudentError, blank_message, captured, load_class, students_code
@@ -32,7 +31,7 @@ def _graded(exercise, file):
     seen, failures = [], []
     for situation, single in zip(situations(exercise, np.float64), situations(exercise, np.float32), strict=True):
         try:
-            seen.append(observe(exercise, cls, file, situation, single))
+            seen.append(exercise.observe(exercise, cls, file, situation, single))
         except StudentError as error:
             if error.status == "blank":
                 raise
@@ -46,7 +45,7 @@ def _graded(exercise, file):
                   or Diagnosis("raises", [], situation.case.name, str(error)) for situation, error in failures[:1]]
     checks = [Check("runs", situation.case.name, None, False) for situation, _ in failures]
     checks += [check for one in seen for check in _checks(exercise, one)]
-    if not diagnoses:
+    if not diagnoses and exercise.method == "backward":
         with students_code(file, f"{cls.__name__} in the numerical check"):
             for one in seen:
                 checks += (numerical := list(_numerical(exercise, cls, one.situation)))
@@ -63,9 +62,9 @@ def _checks(exercise, seen):
     for tensor, array in right.items():
         shown = exercise.shown(tensor)
         yield Check("shape", case, shown, seen.got[tensor].shape == array.shape)
-        yield Check("gradient", case, shown, seen.right(tensor))
+        yield Check(exercise.value, case, shown, seen.right(tensor))
         yield Check("dtype", case, shown, ("dtype", tensor) not in seen.problems)
-        if tensor != "dx":
+        if tensor != "dx" and exercise.method == "backward":
             yield Check("accumulation", case, shown, ("accumulation", tensor) not in seen.problems)
 
 
@@ -81,5 +80,7 @@ def _numerical(exercise, cls, situation):
 
 def _praise(exercise):
     module = exercise.engine.__module__
-    return (f"right: values, shapes, dtypes and accumulation agree with the engine and with numerical differences; compare "
-            f"with {exercise.engine.__name__} in {module}")
+    agree = "values, shapes and dtypes agree with the engine"
+    if exercise.method == "backward":
+        agree = "values, shapes, dtypes and accumulation agree with the engine and with numerical differences"
+    return f"right: {agree}; compare with {exercise.engine.__name__} in {module}"

@@ -4,10 +4,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from minires.errors import UserError
-from minires.study.exercises.checker.exercise import shape
 from minires.study.exercises.checker.report import Diagnosis
 from minires.study.exercises.checker.situation import Situation
 from minires.study.exercises.checker.student import StudentError, students_code
+from minires.study.exercises.checker.words import shape
 
 TOLERANCE = 1e-9  # of the largest entry, in float64: two orders of summing differ by less, two formulas by more
 

@@ -6,7 +6,7 @@ STATUSES = ("passed", "wrong", "blank", "error", "timeout")
 
 @dataclass
 class Check:
-    """One thing that was checked. kind: runs, inputs, shape, gradient, dtype, accumulation or numerical;
+    """One thing that was checked. kind: runs, inputs, shape, gradient (value), dtype, accumulation or numerical;
     case: the input, in words; tensor: what was looked at, as the student calls it, or None."""
 
     kind: str

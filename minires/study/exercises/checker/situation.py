@@ -24,7 +24,7 @@ class Situation:
         self.exercise, self.case, self.seed, self.dtype = exercise, case, seed, dtype
         self.options = case.options
         draw = np.random.default_rng((seed, 1))
-        self.x = distinct_nonzero(case.shape, draw).astype(dtype)
+        self.x = (case.scale * distinct_nonzero(case.shape, draw)).astype(dtype)
         self.target = None if exercise.target is None else exercise.target(draw, case.shape)
         if exercise.target is not None and self.target.dtype.kind == "f":
             self.target = self.target.astype(dtype)
@@ -34,9 +34,14 @@ class Situation:
         self.state = None if self.target is not None else layer.state_dict()
         self.params = {name: parameter.data for name, parameter in layer.named_parameters()}
         self.layer = layer
+        self.right = self.answer(draw)
+
+    def answer(self, draw):
+        """What is right: {"dx": ..., name: ...}."""
+        layer, dtype = self.layer, self.dtype
         self.y = layer.forward(self.x.copy()).copy()
-        self.dy = np.ones(1, dtype) if exercise.target else draw.standard_normal(self.y.shape).astype(dtype)
-        self.right = self._gradients(layer, layer.backward(self.dy.copy()))
+        self.dy = np.ones(1, dtype) if self.exercise.target else draw.standard_normal(self.y.shape).astype(dtype)
+        return self._gradients(layer, layer.backward(self.dy.copy()))
 
     def make(self, cls):
         """A new instance of the engine's or the student's class with this case's parameters, drawn numbers and dtype."""
@@ -62,9 +67,13 @@ class Situation:
     @cached_property
     def dims(self):
         """{"N": 3, "C": 7, ...}: the sizes of this case's letters."""
-        shapes = {"x": self.x.shape, "y": self.y.shape, **{name: array.shape for name, array in self.params.items()}}
+        shapes = self.sizes()
         return {letter: size for name, letters in self.exercise.letters.items()
                 for letter, size in zip(letters.split(), shapes.get(name, ()), strict=False) if letter.isalpha()}
+
+    def sizes(self):
+        """{tensor: its shape}."""
+        return {"x": self.x.shape, "y": self.y.shape, **{name: array.shape for name, array in self.params.items()}}
 
     def letters(self, shape):
         """A shape in letters, such as " = (N, C)", or nothing where a size has no letter or two."""
@@ -77,4 +86,4 @@ class Situation:
 @lru_cache(maxsize=64)
 def situations(exercise, dtype):
     """The exercise's cases, worked out."""
-    return [Situation(exercise, case, seed, dtype) for seed, case in enumerate(exercise.cases)]
+    return [exercise.situation(exercise, case, seed, dtype) for seed, case in enumerate(exercise.cases)]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from minires.errors import UserError
 from minires.layer import Layer
-from minires.study.exercises.checker.exercise import BLANK
+from minires.study.exercises.checker.words import blank
 
 NAMED = re.compile(r"""^EXERCISE\s*=\s*["']([\w-]+)["']""", re.MULTILINE)
 SHOWN = 2000  # characters of what a file prints that are kept
@@ -116,11 +116,12 @@ def load_class(exercise, file):
         raise StudentError(f"the file defines no class {name}: keep the class as minires exercise start wrote it")
     if not issubclass(cls, kind):
         raise StudentError(f"{name} is no longer a Layer: keep the line class {name}(Layer)")
-    for method in ("forward", "backward"):
-        if not callable(getattr(cls, method, None)) or (method == "backward" and cls.backward is Layer.backward):
+    for method in (*exercise.given, exercise.method):
+        if getattr(cls, method, None) in (None, getattr(Layer, method, None)):
             raise StudentError(f"{name} has no function {method}: keep its line def {method}(self, ...)")
-    if _file_of(cls.backward) != str(file):
-        raise StudentError(f"{name}.backward is not written in this file but in {_file_of(cls.backward)}: write your own")
+    written_in = _file_of(getattr(cls, exercise.method))
+    if written_in != str(file):
+        raise StudentError(f"{name}.{exercise.method} is not written in this file but in {written_in}: write your own")
     return cls
 
 
@@ -130,5 +131,5 @@ def _file_of(function):
 
 
 def blank_message(exercise):
-    """What is to be written into a blank backward."""
-    return f"replace the line {BLANK.split('(')[0]} ...; backward must {'; '.join(exercise.required())}"
+    """What is to be written into a blank method."""
+    return f"replace the line {blank('').split('(')[0]} ...; {exercise.method} must {'; '.join(exercise.required())}"

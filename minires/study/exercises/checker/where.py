@@ -1,10 +1,10 @@
 """Where a gradient that no known mistake explains differs: entries, axes, border, channels."""
 import numpy as np
 
-from minires.study.exercises.checker.exercise import shape as in_letters
+from minires.study.exercises.checker.words import shape as in_letters
 
 WORDS = {"N": "image", "H": "row", "W": "column", "C": "channel", "O": "output channel", "K": "class", "KH": "kernel row",
-         "KW": "kernel column"}
+         "KW": "kernel column", "T": "step"}
 
 
 def where(exercise, tensor, seen):
