@@ -1,5 +1,27 @@
-"""What a training run tells its user: a bar with rate and time left on a terminal, a line an epoch everywhere."""
+"""What a training run tells its user: a bar with rate and time left on a terminal or in a notebook, a line an epoch
+everywhere."""
 import time
+
+EVERY, WIDTH = 0.2, 30  # seconds between two states of a notebook's bar, and its letters
+
+
+class NotebookBar:
+    """A line below the cell of a notebook, written again and again, and empty at the end."""
+
+    def __init__(self):
+        from IPython.display import display
+
+        self._line = display({"text/plain": ""}, raw=True, display_id=True)
+        self._written = 0.0
+
+    def update(self, done, text):
+        """done: the share that is done, 0 to 1."""
+        if time.monotonic() - self._written > EVERY:
+            self._written, filled = time.monotonic(), round(WIDTH * done)
+            self._line.update({"text/plain": f"{'━' * filled}{'╌' * (WIDTH - filled)} {text}"}, raw=True)
+
+    def stop(self):
+        self._line.update({"text/plain": ""}, raw=True)
 
 
 class Progress:
@@ -19,6 +41,8 @@ class Progress:
                        console=self.console, disable=not self.console.is_terminal, transient=True)
         self.task = self.bar.add_task("train", total=epochs * steps, completed=done_epochs * steps, epochs=epochs,
                                       epoch=done_epochs + 1, status="first step")
+        # rich's own needs ipywidgets in a notebook.
+        self.line = NotebookBar() if self.console.is_jupyter else None
 
     def __enter__(self):
         if self.show:
@@ -28,6 +52,8 @@ class Progress:
     def __exit__(self, *error):
         if self.show:
             self.bar.stop()
+            if self.line:
+                self.line.stop()
 
     def begin_epoch(self, epoch):
         """Epoch number `epoch`, counted from 1, begins."""
@@ -37,12 +63,15 @@ class Progress:
 
     def step(self, score):
         """A step is done; score: the epoch's so far."""
-        if self.show and self.console.is_terminal:
+        if self.show and (self.console.is_terminal or self.line):
             self.bar.update(self.task, advance=1)
             if score.images:  # a device's first batches are still waiting to be read
                 rate = score.images / (time.perf_counter() - self.began)
                 status = f"loss {score.loss:.3f}   accuracy {score.accuracy:.1%}   {rate:,.0f} images/s"
                 self.bar.update(self.task, status=status)
+                if self.line:
+                    task = self.bar.tasks[0]
+                    self.line.update(task.completed / task.total, f"epoch {task.fields['epoch']}/{self.epochs}   {status}")
 
     def note(self, text):
         """Something the user should know."""
