@@ -8,12 +8,13 @@ import time
 import numpy as np
 import pytest
 
-from minires.backends.cpu import threads
+from minires.backends.cpu import numba_private, threads
 from minires.backends.cpu.ahead import Ahead
 
 module = sys.modules[Ahead.__module__]
 two_cores = pytest.mark.skipif(threads.MOST_THREADS < 2, reason="needs two cores: a single one is not shared")
 STEP = """
+import os
 import time
 from pathlib import Path
 import numpy as np
@@ -32,7 +33,8 @@ class Compiled(event.Listener):
 def compiling(self):  # and gives the others time, so that it does not depend on the machine who compiles what
     right(self)
     end = time.monotonic() + 60
-    while self._processes and not list(Path(self._folder.name).glob("*.done")) and time.monotonic() < end:
+    while self._processes and not list(Path(os.environ["NUMBA_CACHE_DIR"]).rglob("*gradient_kernel*.nbc")) and (
+            time.monotonic() < end):
         time.sleep(0.01)
 
 names, started, right, right_end = [], [], Ahead.compiling, Ahead.end
@@ -79,61 +81,65 @@ def test_without_further_processes_nothing_is_missed(executable, monkeypatch):
     ahead = Ahead()
     with ahead.together([RELU] * 3, 2):
         ahead.compiling()
-        for index in range(3):
-            ahead.begin(index)
+        ahead.compiling()  # the next kernel starts no more
     assert ahead._processes == []
 
 
-@two_cores
-@pytest.mark.usefixtures("every_thread")
-def test_what_another_process_has_taken_is_waited_for(monkeypatch):
-    ahead = Ahead()
-    monkeypatch.setattr(module.subprocess, "Popen", lambda *_, **__: Idle())
-    with ahead.together([RELU], 2):
-        ahead.compiling()
-        folder = module.Path(ahead._folder.name)
-        claimed = folder / module._name(ahead._jobs[0])
-        claimed.touch()
-        threading.Timer(0.2, lambda: claimed.with_suffix(".done").touch()).start()
-        began = time.perf_counter()
-        ahead.begin(0)
-        assert time.perf_counter() - began >= 0.19
-    assert not folder.exists()
+LOCKS = pytest.mark.skipif(os.name == "nt", reason="files are locked by fcntl")
+COMPILES = """
+import sys, time
+from numba.core import event
+from minires.backends.cpu import relu_forward
+import numpy as np
+
+class Compiled(event.Listener):
+    def on_start(self, event):
+        names.append(event.data["dispatcher"].py_func.__qualname__)
+
+    def on_end(self, event):
+        pass
+
+names = []
+event.register("numba:compile", Compiled())
+print("ready", flush=True)
+sys.stdin.readline()
+relu_forward(np.ones(7, np.float32))
+print(names.count("_relu"))
+"""
 
 
-@two_cores
-@pytest.mark.usefixtures("every_thread")
-def test_a_process_that_is_gone_is_not_waited_for(monkeypatch):
-    ahead = Ahead()
-    monkeypatch.setattr(module.subprocess, "Popen", lambda *_, **__: Idle(ended=True))
-    with ahead.together([RELU], 2):
-        ahead.compiling()
-        module.Path(ahead._folder.name, module._name(ahead._jobs[0])).touch()
-        began = time.perf_counter()
-        ahead.begin(0)
-        assert time.perf_counter() - began < 5
+@LOCKS
+def test_of_two_processes_that_need_a_kernel_one_compiles_it(tmp_path):
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), "NUMBA_NUM_THREADS": "1"}
+    both = [subprocess.Popen([sys.executable, "-c", COMPILES], env=environment, text=True, stdin=subprocess.PIPE,
+                             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) for _ in range(2)]
+    for process in both:
+        assert process.stdout.readline() == "ready\n"
+    for process in both:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    counts = sorted(process.communicate()[0].split()[-1] for process in both)
+    assert counts == ["0", "1"]
 
 
-def test_an_operator_is_described_for_one_image_and_computed_so():
-    x = np.zeros((4, 8, 8, 3), np.float32)
-    job = module._described(("conv2d_input_gradient", (x, np.zeros((3, 3, 3, 3), np.float32), (4, 8, 8, 3), (1, 1), (1, 1),
-                                                       (1, 1))), 4)
-    assert "[1, 8, 8, 3]" in job
+@LOCKS
+def test_a_process_that_is_gone_is_not_waited_for(tmp_path):
+    path = tmp_path / "kernel.lock"
+    program = ("import sys, time; from pathlib import Path; from minires.backends.cpu.numba_private import _lock; "
+               "file = _lock(Path(sys.argv[1])); print('locked', flush=True); time.sleep(60)")
+    process = subprocess.Popen([sys.executable, "-c", program, str(path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "locked\n"
+    threading.Timer(0.3, process.kill).start()
+    began = time.perf_counter()
+    numba_private._lock(path).close()
+    assert 0.2 < time.perf_counter() - began < 20
+    process.communicate()
+
+
+def test_an_operator_is_described_for_a_few_images_and_computed_so():
+    x = np.zeros((40, 8, 8, 3), np.float32)
+    job = module._described(("conv2d_input_gradient", (x, np.zeros((3, 3, 3, 3), np.float32), (40, 8, 8, 3), (1, 1), (1, 1),
+                                                       (1, 1))), 40)
+    assert "[8, 8, 8, 3]" in job
     module._compute(module._described(RELU, 2))
     assert module._described(("opaque", (lambda x: x, x)), 4) is None
-
-
-class Idle:
-    """A process that does nothing."""
-
-    def __init__(self, ended=False):
-        self.stdin, self._ended = type("Pipe", (), {"write": lambda *_: None, "close": lambda *_: None})(), ended
-
-    def poll(self):
-        return 0 if self._ended else None
-
-    def kill(self):
-        self._ended = True
-
-    def wait(self):
-        """It is over."""

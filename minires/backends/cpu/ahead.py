@@ -3,7 +3,7 @@
 Numba compiles one function at a time in a process, and a first training step meets a dozen kernels. But a plan knows all its
 operators before the first runs (minires.plan). So once a process begins to compile within `together`, it starts others, one
 for each further core, and gives them the list. This process goes through it from the first operator on, the others from the
-last, each computing an operator on one image of zeros; what they compile comes into the cache on disk, where this process
+last, each computing an operator on a few images of zeros; what they compile comes into the cache on disk, where this process
 finds it, or waits for it if it is just being compiled (numba_private.py).
 
 Nothing that is computed comes from there. Should a process fail, kernels are compiled where they are met.
@@ -20,6 +20,7 @@ import numpy as np
 
 from minires.backends.cpu import threads
 
+FEW = 8  # images for which the kernels are those of a batch: what is chosen for one may be another (algorithm.py)
 MOST_PROCESSES = 3  # beside this one: there are a dozen kernels, some of which take a fifth of the time
 
 
@@ -33,7 +34,7 @@ class Ahead:
     def together(self, steps, images):
         """Inside, the kernels of steps, (operator, arguments) each, are compiled side by side, if any must be.
 
-        images: the length of the batch, in whose place they are compiled for one image.
+        images: the length of the batch, in whose place they are compiled for FEW.
         """
         self._jobs = [_described(step, images) for step in steps]
         try:
@@ -70,14 +71,16 @@ class Ahead:
 
 
 def _described(step, images):
-    """An operator and its arguments as JSON, for one image; None where an argument is no array and no number."""
+    """An operator and its arguments as JSON, for FEW images; None where an argument is no array and no number."""
+    few = min(images, FEW)
+
     def told(value):
         if hasattr(value, "dtype") and hasattr(value, "shape"):
             batch = not isinstance(value, np.ndarray) and value.shape[:1] == (images,)  # a value of the program
-            return {"shape": (1, *value.shape[1:]) if batch else value.shape, "dtype": str(value.dtype)}
+            return {"shape": (few, *value.shape[1:]) if batch else value.shape, "dtype": str(value.dtype)}
         if isinstance(value, tuple | list):
             if len(value) == 4 and all(isinstance(size, int) for size in value) and value[0] == images:
-                value = (1, *value[1:])  # the shape of a batch
+                value = (few, *value[1:])  # the shape of a batch
             return [told(part) for part in value]
         if value is None or isinstance(value, bool | int | float):
             return value

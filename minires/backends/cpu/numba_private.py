@@ -112,6 +112,8 @@ class _KernelCache(FunctionCache):
 
     def _end_turn(self):
         if self._turn is not None:
+            with suppress(OSError):
+                Path(self._turn.name).unlink()  # who waits for it has it open
             self._turn.close()
             self._turn = None
 
