@@ -45,13 +45,17 @@ class _Optimiser(Shown):
                  for index, arrays in enumerate(self.state) for name, array in zip(self.slots, arrays, strict=True)}
         return {"steps": np.array(self.steps), **state}
 
-    def load_state_dict(self, state):
-        """Copy a `state_dict` in; UserError when its keys or shapes are another optimiser's."""
+    def require_state(self, state):
+        """UserError when the keys or shapes of a `state_dict` are another optimiser's."""
         expected = {name: array.shape for name, array in self.state_dict().items()}
         found = {name: array.shape for name, array in state.items()}
         if expected != found:
             odd = sorted({name for name, _ in expected.items() ^ found.items()})
             raise UserError(f"this optimiser state does not fit {type(self).__name__} on these parameters: {', '.join(odd)}")
+
+    def load_state_dict(self, state):
+        """Copy a `state_dict` in; UserError when its keys or shapes are another optimiser's."""
+        self.require_state(state)
         self.steps = int(state["steps"])
         for index, arrays in enumerate(self.state):
             for name, array in zip(self.slots, arrays, strict=True):

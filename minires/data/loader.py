@@ -10,7 +10,7 @@ from itertools import islice
 
 import numpy as np
 
-from minires.data.augment import Standardise, augment_batch
+from minires.data.augment import Standardise, augment_batch, draw_crops
 from minires.data.dataset import Dataset
 from minires.errors import UserError
 from minires.reprs import Shown
@@ -89,11 +89,18 @@ class Loader(Shown):
         return rng.permutation(len(self.dataset)) if self.shuffle else np.arange(len(self.dataset)), rng
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        # Drawn here and not in the generator, whose body only runs when the first batch is asked for.
-        return self._epoch(*self.begin_epoch())
+        return self.batches()
 
-    def _epoch(self, order, rng):
-        starts = range(0, len(self) * self.batch_size, self.batch_size)
+    def batches(self, start: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """A new epoch from its batch number `start` on: the same batches as in a whole one."""
+        # Drawn here and not in the generator, whose body only runs when the first batch is asked for.
+        order, rng = self.begin_epoch()
+        for batch in range(start if self.augment else 0):
+            draw_crops(len(order[batch * self.batch_size : (batch + 1) * self.batch_size]), rng)
+        return self._epoch(order, rng, start)
+
+    def _epoch(self, order, rng, start):
+        starts = range(start * self.batch_size, len(self) * self.batch_size, self.batch_size)
         jobs = (partial(self._batch, order[start : start + self.batch_size], rng) for start in starts)
         # One worker makes the batches in order, so the draws from rng are in order too. Leaving the block, by the end,
         # an exception or a consumer that stops early, waits for the worker to end.
