@@ -8,6 +8,7 @@ from minires.layer import left_as_found, listening, zero_gradients
 
 RATIO_EVERY = 16  # steps between two whose update is measured against the weights
 DEVICE_EVERY = 50  # steps between two whose gradients are read from a device, which must be waited for
+ROW = 8192  # numbers that are multiplied in one call
 
 
 def norm(arrays):
@@ -15,14 +16,22 @@ def norm(arrays):
     flat = [array.reshape(-1) for array in arrays]
     if isinstance(flat[0], np.ndarray):
         with np.errstate(over="ignore", invalid="ignore"):
-            # Not BLAS, whose threads would spin beside the kernels'.
-            total = sum(float(np.einsum("i,i->", array, array)) for array in flat)
+            total = sum(float(_square_sum(array)) for array in flat)
     else:
         total = float(sum(array.dot(array) for array in flat))  # one wait
     if math.isfinite(total):
         return math.sqrt(total)
     # The squares may overflow where the numbers do not.
     return math.sqrt(sum(float((to_numpy(array).astype(np.float64) ** 2).sum()) for array in flat))
+
+
+def _square_sum(array):
+    """The sum of the squares, in rows so short that BLAS does not wake threads of its own beside the kernels'."""
+    if array.size <= ROW:
+        return array.dot(array)
+    whole = array.size // ROW * ROW
+    rows, rest = array[:whole].reshape(-1, ROW), array[whole:]
+    return np.vecdot(rows, rows).sum() + rest.dot(rest)
 
 
 def is_finite(array):
