@@ -13,6 +13,7 @@ import numpy as np
 from minires.errors import UserError
 
 MOST = 2**20  # channels, classes, pixels a side: above it a number is a slip, and its arrays would not fit any memory
+MOST_WEIGHTS = 2**25  # of one layer; ResNet-152's largest has 2.4 million
 
 
 def is_integer(value):
@@ -52,6 +53,13 @@ def number(name, value, least=None, most=None, *, above=None, below=None, infini
                                                           ("below", below)) if bound is not None]
         raise UserError(f"{name} must be a number{' ' + ' and '.join(bounds) if bounds else ''}, got {shown(value)}")
     return value if isinstance(value, int | float) and not isinstance(value, np.floating) else value.item()
+
+
+def room(owner, shape):
+    """Refuse weights of a shape that no memory holds, before they are asked for: a slip in one of the sizes."""
+    if math.prod(map(int, shape)) > MOST_WEIGHTS:
+        raise UserError(f"{type(owner).__name__} would have weights of shape {tuple(map(int, shape))}, "
+                        f"{math.prod(map(int, shape)):,} numbers: expected at most {MOST_WEIGHTS:,}")
 
 
 def flag(name, value):

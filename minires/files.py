@@ -86,6 +86,13 @@ def save_tensors(path, tensors, about=None):
     write_atomically(path, save(contiguous, metadata))
 
 
+def is_safetensors(path):
+    """Whether a file begins as a safetensors file does, whatever its name."""
+    with Path(path).open("rb") as file:
+        start = file.read(9)
+    return start[8:9] == b"{" or Path(path).suffix == ".safetensors"
+
+
 def load_tensors(path):
     """(dict of arrays, about) of a safetensors file; `about` is {} for a file that minires did not write.
 

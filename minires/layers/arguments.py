@@ -1,8 +1,8 @@
 """What layers check: their constructors' arguments (see `minires.arguments`), and that an output has a pixel."""
-from minires.arguments import count, pair
+from minires.arguments import count, flag, number, pair, room
 from minires.errors import UserError
 
-__all__ = ["count", "pair", "require_output"]
+__all__ = ["count", "flag", "number", "pair", "require_output", "room"]
 
 
 def require_output(layer, x, size):

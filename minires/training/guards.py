@@ -62,7 +62,7 @@ def where_not_finite(model, loss, x, target):
     def look(layer, method, _, result):
         if seen:
             return
-        own = [(name, parameter.grad) for name, parameter in vars(layer).items() if hasattr(parameter, "grad")]
+        own = [(name, parameter.grad) for name, parameter in layer.own_parameters()]
         made = [("output", result)] if method == "forward" else [*((f"gradient of {name}", grad) for name, grad in own),
                                                                   ("dx", result)]
         seen.extend(f"{what} of {names[layer]} ({type(layer).__name__})" for what, array in made
