@@ -21,6 +21,11 @@ def is_integer(value):
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
+def is_number(value):
+    """Whether a value is a real number: Python's or NumPy's, finite or not, and no bool."""
+    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+
+
 def integer(name, value, least=None, most=None):
     """An int in least .. most."""
     if not is_integer(value) or (least is not None and value < least) or (most is not None and value > most):
@@ -44,7 +49,7 @@ def pair(name, value, least, most=MOST):
 
 def number(name, value, least=None, most=None, *, above=None, below=None, infinite=False):
     """A float, finite unless `infinite`, in least .. most, both allowed, or between above and below, neither allowed."""
-    fits = (isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+    fits = (is_number(value)
             and (math.isfinite(value) or (infinite and not math.isnan(value)))
             and (least is None or value >= least) and (most is None or value <= most)
             and (above is None or value > above) and (below is None or value < below))

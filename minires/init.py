@@ -1,7 +1,7 @@
 """Initial weights, and the random numbers that they come from: a generator or a seed, passed in as `rng`."""
 import numpy as np
 
-from minires.arguments import integer, is_integer
+from minires.arguments import integer, is_integer, shown
 from minires.errors import UserError
 
 _seeds = np.random.SeedSequence(0)  # of what is made without `rng`
@@ -19,7 +19,7 @@ def default_rng(rng=None):
     if rng is None:
         return np.random.default_rng(_seeds.spawn(1)[0])
     if not isinstance(rng, np.random.Generator) and not (is_integer(rng) and rng >= 0):
-        raise UserError(f"rng must be a numpy.random.Generator or a seed, an int of at least 0, got {rng!r}")
+        raise UserError(f"rng must be a numpy.random.Generator or a seed, an int of at least 0, got {shown(rng)}")
     return np.random.default_rng(rng)
 
 

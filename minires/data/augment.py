@@ -64,6 +64,8 @@ class Standardise:
             mean, std = np.asarray(mean, np.float64), np.asarray(std, np.float64)
         except (TypeError, ValueError) as error:
             raise UserError(f"mean {shown(mean)} and std {shown(std)}: expected one number per channel, (C,)") from error
+        if not isinstance(dtype, str | type | np.dtype) or dtype not in (np.float32, np.float64, "float32", "float64"):
+            raise UserError(f"dtype must be float32 or float64, got {shown(dtype)}")
         if mean.ndim != 1 or mean.shape != std.shape:
             raise UserError(f"mean {mean.shape} and std {std.shape} do not match: expected one number per channel, (C,)")
         if not (np.isfinite(mean).all() and np.isfinite(std).all() and (std > 0).all()):

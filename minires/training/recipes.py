@@ -62,12 +62,13 @@ def make_recipe(name, lr=None, weight_decay=None):
 
     UserError for an unknown name, a learning rate that is not above 0 or a negative weight decay.
     """
-    if name not in RECIPES:
-        raise UserError(f"unknown recipe {name!r}: choose one of {', '.join(RECIPES)}")
-    if lr is not None and not 0 < lr < float("inf"):
-        raise UserError(f"learning rate {lr} is not above 0: expected a number such as {RECIPES[name].lr}")
-    if weight_decay is not None and not 0 <= weight_decay < float("inf"):
-        raise UserError(f"weight decay {weight_decay} is negative: expected 0 or a number such as 5e-4")
+    if not isinstance(name, str) or name not in RECIPES:
+        raise UserError(f"unknown recipe {arguments.shown(name)}: choose one of {', '.join(RECIPES)}")
+    if lr is not None and not (arguments.is_number(lr) and 0 < lr < float("inf")):
+        raise UserError(f"learning rate {arguments.shown(lr)} is not above 0: expected a number such as {RECIPES[name].lr}")
+    if weight_decay is not None and not (arguments.is_number(weight_decay) and 0 <= weight_decay < float("inf")):
+        raise UserError(f"weight decay {arguments.shown(weight_decay)} is negative or no number: expected 0 or a "
+                        f"number such as 5e-4")
     given = {"lr": lr, "weight_decay": weight_decay}
     return replace(RECIPES[name], **{key: value for key, value in given.items() if value is not None})
 
