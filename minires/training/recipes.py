@@ -68,7 +68,7 @@ def make_recipe(name, lr=None, weight_decay=None):
         raise UserError(f"learning rate {arguments.shown(lr)} is not above 0: expected a number such as {RECIPES[name].lr}")
     if weight_decay is not None and not (arguments.is_number(weight_decay) and 0 <= weight_decay < float("inf")):
         raise UserError(f"weight decay {arguments.shown(weight_decay)} is negative or no number: expected 0 or a "
-                        f"number such as 5e-4")
+                        "number such as 5e-4")
     given = {"lr": lr, "weight_decay": weight_decay}
     return replace(RECIPES[name], **{key: value for key, value in given.items() if value is not None})
 

@@ -167,10 +167,11 @@ def _rate(model, train, lr, picture):
     best = next(rate for rate, loss in curve if loss == lowest)
     begins = next((rate for rate, loss in curve if loss < start - 0.2 * (start - lowest)), best)  # the loss begins to fall
     too_high = next((rate for rate, loss in curve if rate > best and loss > 2 * start), None)
-    if too_high is not None and lr > 3 * too_high:
-        return [Finding("learning rate", f"{lr:.2g} is too high: in a range test the loss flies up at {too_high:.2g} "
-                                         f"and is lowest at "
-                        f"{best:.2g}; try {best / 3:.1g}")]
+    if lr > 30 * best or (too_high is not None and lr > 3 * too_high):
+        flies = "" if too_high is None else f" and flies up at {too_high:.2g}"
+        return [Finding("learning rate", f"{lr:.2g} is too high: in a range test the loss is lowest at "
+                                         f"{best:.2g}{flies}; try "
+                        f"{best / 3:.1g}")]
     if lr < begins / 30:
         return [Finding("learning rate", f"{lr:.2g} is too low: in a range test the loss begins to fall at "
                                          f"{begins:.2g} and is lowest "
