@@ -1,9 +1,12 @@
 """Optimisers: they read each parameter's `grad` and move its `data`, in place."""
+from collections.abc import Iterable
+
 import numpy as np
 
+from minires.arguments import flag, number, shown
 from minires.backends import device_of, ops_for, to_device, to_numpy
 from minires.errors import UserError
-from minires.layer import zero_gradients
+from minires.layer import Parameter, zero_gradients
 from minires.reprs import Shown
 
 
@@ -16,12 +19,12 @@ class _Optimiser(Shown):
     slots = ()  # the names of the state arrays a parameter has
 
     def __init__(self, parameters, lr, weight_decay, decay_all):
-        self.parameters = list(parameters)
-        if not self.parameters:
-            raise UserError("the optimiser got no parameters: pass model.parameters()")
-        _require("lr", lr, lr >= 0, "at least 0")
-        _require("weight_decay", weight_decay, weight_decay >= 0, "at least 0")
-        self.lr, self.weight_decay, self.decay_all = lr, weight_decay, decay_all
+        self.parameters = list(parameters) if isinstance(parameters, Iterable) else []
+        if not self.parameters or not all(isinstance(parameter, Parameter) for parameter in self.parameters):
+            got = "" if isinstance(parameters, list) and not parameters else f" but {shown(parameters)}"
+            raise UserError(f"the optimiser got no parameters{got}: pass model.parameters()")
+        self.lr, self.weight_decay = number("lr", lr, 0), number("weight_decay", weight_decay, 0)
+        self.decay_all = flag("decay_all", decay_all)
         self.state = [tuple(p.data * 0 for _ in self.slots) for p in self.parameters]
         self.steps = 0
 
@@ -45,13 +48,17 @@ class _Optimiser(Shown):
                  for index, arrays in enumerate(self.state) for name, array in zip(self.slots, arrays, strict=True)}
         return {"steps": np.array(self.steps), **state}
 
-    def load_state_dict(self, state):
-        """Copy a `state_dict` in; UserError when its keys or shapes are another optimiser's."""
+    def require_state(self, state):
+        """UserError when the keys or shapes of a `state_dict` are another optimiser's."""
         expected = {name: array.shape for name, array in self.state_dict().items()}
         found = {name: array.shape for name, array in state.items()}
         if expected != found:
             odd = sorted({name for name, _ in expected.items() ^ found.items()})
             raise UserError(f"this optimiser state does not fit {type(self).__name__} on these parameters: {', '.join(odd)}")
+
+    def load_state_dict(self, state):
+        """Copy a `state_dict` in; UserError when its keys or shapes are another optimiser's."""
+        self.require_state(state)
         self.steps = int(state["steps"])
         for index, arrays in enumerate(self.state):
             for name, array in zip(self.slots, arrays, strict=True):
@@ -72,10 +79,9 @@ class SGD(_Optimiser):
 
     def __init__(self, parameters, lr, momentum=0.0, weight_decay=0.0, nesterov=False, *, decay_all=True):
         super().__init__(parameters, lr, weight_decay, decay_all)
-        _require("momentum", momentum, 0 <= momentum < 1, "in 0 <= momentum < 1")
-        if nesterov and momentum == 0:
+        self.momentum, self.nesterov = number("momentum", momentum, 0, below=1), flag("nesterov", nesterov)
+        if self.nesterov and momentum == 0:
             raise UserError("nesterov looks ahead along the velocity and needs momentum > 0, got momentum 0")
-        self.momentum, self.nesterov = momentum, nesterov
 
     def _update(self, ops, parameters, grads, state, decays):
         ops.sgd_update(parameters, grads, *state, self.lr, self.momentum, decays, self.nesterov)
@@ -95,13 +101,10 @@ class AdamW(_Optimiser):
 
     def __init__(self, parameters, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-2, *, decay_all=True):
         super().__init__(parameters, lr, weight_decay, decay_all)
-        _require("betas", betas, all(0 <= beta < 1 for beta in betas), "in 0 <= beta < 1")
-        self.betas, self.eps = tuple(betas), eps
+        if not isinstance(betas, tuple | list) or len(betas) != 2:
+            raise UserError(f"betas must be a pair of numbers, got {shown(betas)}")
+        self.betas = tuple(number("each of betas", beta, 0, below=1) for beta in betas)
+        self.eps = number("eps", eps, above=0)
 
     def _update(self, ops, parameters, grads, state, decays):
         ops.adamw_update(parameters, grads, *state, self.steps, self.lr, self.betas, self.eps, decays)
-
-
-def _require(name, value, fits, wanted):
-    if not fits:
-        raise UserError(f"{name} must be {wanted}, got {value!r}")

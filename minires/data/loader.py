@@ -10,18 +10,14 @@ from itertools import islice
 
 import numpy as np
 
-from minires.data.augment import Standardise, augment_batch
+from minires.arguments import flag, integer, shown
+from minires.data.augment import Standardise, augment_batch, draw_crops
 from minires.data.dataset import Dataset
 from minires.errors import UserError
+from minires.init import default_rng
 from minires.reprs import Shown
 
 _AHEAD = 2  # batches that may be finished or in the making before the consumer asks for them
-
-
-def _whole_number(value, name: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise UserError(f"{name} {value!r} is not a whole number: expected an integer")
-    return int(value)
 
 
 def split_train_validation(train: Dataset, validation_size: int, rng: np.random.Generator) -> tuple[Dataset, Dataset]:
@@ -30,7 +26,7 @@ def split_train_validation(train: Dataset, validation_size: int, rng: np.random.
     The two are disjoint and together hold every image once, both in the original order.
     Raises UserError when validation_size is not in 1 .. len(train) - 1.
     """
-    size, n = _whole_number(validation_size, "validation size"), len(train)
+    size, n, rng = integer("validation size", validation_size), len(train), default_rng(rng)
     if not 1 <= size <= n - 1:
         raise UserError(f"validation size {size} does not fit {n} training images: expected 1 to {n - 1}")
     shuffled = rng.permutation(n)
@@ -56,7 +52,11 @@ class Loader(Shown):
 
     def __init__(self, dataset: Dataset, batch_size: int, *, mean, std, augment: bool = False, shuffle: bool = False,
                  rng: np.random.Generator | None = None, drop_last: bool = False, dtype=np.float32):
-        self.batch_size = _whole_number(batch_size, "batch size")
+        if not isinstance(dataset, Dataset):
+            raise UserError(f"a loader takes a Dataset, got {shown(dataset)}")
+        self.batch_size = integer("batch size", batch_size)
+        augment, shuffle, drop_last = (flag(name, value) for name, value in (
+            ("augment", augment), ("shuffle", shuffle), ("drop_last", drop_last)))
         if self.batch_size < 1:
             raise UserError(f"batch size {batch_size} is too small: expected 1 or more")
         if len(dataset) == 0:
@@ -68,6 +68,7 @@ class Loader(Shown):
             )
         if (shuffle or augment) and rng is None:
             raise UserError("shuffle or augment without rng: pass rng=numpy.random.default_rng(seed)")
+        rng = None if rng is None else default_rng(rng)
         self.dataset, self.augment, self.shuffle, self.drop_last, self.rng = dataset, augment, shuffle, drop_last, rng
         self.standardise = Standardise(mean, std, dtype)
         if self.standardise.channels != dataset.images.shape[-1]:
@@ -89,11 +90,18 @@ class Loader(Shown):
         return rng.permutation(len(self.dataset)) if self.shuffle else np.arange(len(self.dataset)), rng
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        # Drawn here and not in the generator, whose body only runs when the first batch is asked for.
-        return self._epoch(*self.begin_epoch())
+        return self.batches()
 
-    def _epoch(self, order, rng):
-        starts = range(0, len(self) * self.batch_size, self.batch_size)
+    def batches(self, start: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """A new epoch from its batch number `start` on: the same batches as in a whole one."""
+        # Drawn here and not in the generator, whose body only runs when the first batch is asked for.
+        order, rng = self.begin_epoch()
+        for batch in range(start if self.augment else 0):
+            draw_crops(len(order[batch * self.batch_size : (batch + 1) * self.batch_size]), rng)
+        return self._epoch(order, rng, start)
+
+    def _epoch(self, order, rng, start):
+        starts = range(start * self.batch_size, len(self) * self.batch_size, self.batch_size)
         jobs = (partial(self._batch, order[start : start + self.batch_size], rng) for start in starts)
         # One worker makes the batches in order, so the draws from rng are in order too. Leaving the block, by the end,
         # an exception or a consumer that stops early, waits for the worker to end.

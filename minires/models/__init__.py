@@ -1,4 +1,5 @@
 """The CIFAR and ImageNet ResNet families and their plain twins, by name."""
+from minires.arguments import shown, text
 from minires.errors import UserError
 from minires.init import default_rng
 from minires.models.resnet import CIFAR_DEPTHS, IMAGENET_LAYOUTS, CifarResNet, ImageNetResNet
@@ -19,8 +20,9 @@ def build_model(name, num_classes=10, shortcut=None, stem=None, *, in_channels=3
     stem, resnet18 to 152 only: "cifar" (3x3, no pooling; the default) or "imagenet" (7x7 stride 2 and max pooling).
     UserError for an unknown name, shortcut or stem, and for an argument that the family does not have.
     """
-    if name not in MODELS:
-        raise UserError(f"unknown model {name!r}: choose one of {', '.join(MODELS)}")
+    if not isinstance(name, str) or name not in MODELS:
+        raise UserError(f"unknown model {shown(name)}: choose one of {', '.join(MODELS)}")
+    shortcut, stem = text("shortcut", shortcut, optional=True), text("stem", stem, optional=True)
     plain, depth = name.startswith("plain"), depth_of(name)
     rng = default_rng(0 if rng is None else rng)
     if depth in CIFAR_DEPTHS:
