@@ -10,7 +10,8 @@ from itertools import islice
 
 import numpy as np
 
-from minires.data.augment import Standardise, augment_batch
+from minires.data.augment import Standardise
+from minires.data.augmentations import CropAndFlip, MixUp
 from minires.data.dataset import Dataset
 from minires.errors import UserError
 from minires.reprs import Shown
@@ -44,9 +45,10 @@ def split_train_validation(train: Dataset, validation_size: int, rng: np.random.
 class Loader(Shown):
     """Iterate over a data set once, in standardised batches; iterating again is a new epoch.
 
-    Yields (x, target), x: (N, H, W, C) `dtype`, target: (N,) int64, N = batch_size (the last one is smaller, unless
-    drop_last). mean, std: (C,), of the training images' pixels in [0, 1]. augment: random crops and flips (see
-    `augment_batch`). shuffle: a fresh permutation each epoch.
+    Yields (x, target), x: (N, H, W, C) `dtype`, target: (N,) int64, or with MixUp (N, K) shares, N = batch_size (the last
+    one is smaller, unless drop_last). mean, std: (C,), of the training images' pixels in [0, 1]. augment: True for random
+    crops and flips, or a list of `minires.data.augmentations`, or of functions of one's own. shuffle: a fresh permutation
+    each epoch.
 
     An epoch's randomness comes from one number drawn from `rng` when iteration begins: it does not depend on the
     thread's timing or on where the consumer stops, and restoring `rng.bit_generator.state` repeats what followed.
@@ -54,7 +56,7 @@ class Loader(Shown):
     or augment without rng.
     """
 
-    def __init__(self, dataset: Dataset, batch_size: int, *, mean, std, augment: bool = False, shuffle: bool = False,
+    def __init__(self, dataset: Dataset, batch_size: int, *, mean, std, augment: bool | list = False, shuffle: bool = False,
                  rng: np.random.Generator | None = None, drop_last: bool = False, dtype=np.float32):
         self.batch_size = _whole_number(batch_size, "batch size")
         if self.batch_size < 1:
@@ -69,6 +71,7 @@ class Loader(Shown):
         if (shuffle or augment) and rng is None:
             raise UserError("shuffle or augment without rng: pass rng=numpy.random.default_rng(seed)")
         self.dataset, self.augment, self.shuffle, self.drop_last, self.rng = dataset, augment, shuffle, drop_last, rng
+        self.augmentations = [CropAndFlip()] if augment is True else list(augment or ())
         self.standardise = Standardise(mean, std, dtype)
         if self.standardise.channels != dataset.images.shape[-1]:
             raise UserError(
@@ -83,7 +86,7 @@ class Loader(Shown):
 
     def begin_epoch(self) -> tuple[np.ndarray, np.random.Generator | None]:
         """A new epoch: the images' places in the data set, in the order of the batches, and the stream that
-        `augment_batch` draws from, batch by batch (None without shuffle and augment)."""
+        augmentations draw from, batch by batch (None without shuffle and augment)."""
         random = self.shuffle or self.augment
         rng = np.random.default_rng(self.rng.integers(2**63)) if random else None
         return rng.permutation(len(self.dataset)) if self.shuffle else np.arange(len(self.dataset)), rng
@@ -106,6 +109,11 @@ class Loader(Shown):
 
     def _batch(self, indices, rng):
         images = self.dataset.images[indices]
-        if self.augment:
-            images = augment_batch(images, rng)
-        return self.standardise(images), self.dataset.labels[indices]
+        mixing = [each for each in self.augmentations if isinstance(each, MixUp)]
+        for augmentation in self.augmentations:
+            if augmentation not in mixing:
+                images = augmentation(images, rng)
+        x, target = self.standardise(images), self.dataset.labels[indices]
+        for each in mixing:
+            x, target = each.mix(x, target, len(self.dataset.classes), rng)
+        return x, target

@@ -39,16 +39,20 @@ class Trainer:
     In `out`, after every epoch and each replaced in one step: metrics.jsonl (the rows), last.safetensors,
     state.safetensors (for `restore`) and best.safetensors: the weights of the epoch with the highest validation
     accuracy, the earliest of equals. The test set selects nothing: without a validation loader best is last.
-    curves.png is drawn at the end.
+    curves.png is drawn at the end. Where the optimiser keeps an average of the weights, that is what is evaluated and saved
+    (the state has both). patience: stop when the validation accuracy was highest so many epochs ago; None never does.
     """
 
     def __init__(self, model, optimiser, train, test, *, validation=None, schedule=None, loss=None, out=None,
-                 about=None, device="cpu", progress=True):
+                 about=None, device="cpu", progress=True, patience=None):
         self.model, self.optimiser, self.schedule = model, optimiser, schedule
         self.train, self.test, self.validation = train, test, validation
         self.loss = CrossEntropyLoss() if loss is None else loss
         self.out, self.about, self.device, self.progress = None if out is None else Path(out), about, device, progress
-        self.rows = []
+        if patience is not None and (validation is None or patience < 1):
+            raise UserError(f"patience {patience} waits for the validation accuracy: give 1 or more epochs, and a loader of "
+                            "validation images")
+        self.patience, self.rows = patience, []
 
     def __repr__(self):
         return describe(self)
@@ -68,11 +72,15 @@ class Trainer:
         self._step, self._predict, told = compile(self.model, self.loss), compile(self.model), set()
         with Progress(epochs, len(self.train), self.epoch, self.progress) as progress:
             for epoch in range(self.epoch + 1, epochs + 1):
+                if self.patience is not None and self.rows and self.epoch - best_epoch(self.rows) >= self.patience:
+                    progress.note(f"stopped: no epoch since {best_epoch(self.rows)} had a higher validation accuracy")
+                    break
                 progress.begin_epoch(epoch)
                 row = {"epoch": epoch, **self._train_epoch(epoch, progress)}
                 for name, loader in (("test", self.test), ("validation", self.validation)):
                     if loader is not None:
-                        score = evaluate(self.model, self.loss, loader, self.device, self._predict)
+                        with self.optimiser.averaged():
+                            score = evaluate(self.model, self.loss, loader, self.device, self._predict)
                         row |= {f"{name}_loss": score.loss, f"{name}_accuracy": score.accuracy}
                 self.rows.append(row)
                 self._save()
@@ -143,7 +151,8 @@ class Trainer:
         if self.out is None:
             return
         about = {**(self.about or {}), "epoch": self.epoch}
-        save_tensors(self.out / LAST, self.model.state_dict(), about)
+        with self.optimiser.averaged():
+            save_tensors(self.out / LAST, self.model.state_dict(), about)
         if best_epoch(self.rows) == self.epoch:
             write_atomically(self.out / BEST, (self.out / LAST).read_bytes())
         write_metrics(self.out / METRICS, self.rows)
