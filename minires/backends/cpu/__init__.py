@@ -31,7 +31,8 @@ from minires.backends.cpu.launches import Launches as Launches
 from minires.backends.cpu.threads import here as here
 from minires.errors import UserError
 
-globals().update(reference.operators_of(composed, activations, convolution, elementwise, groupnorm, norm, plain, pool, soft_targets))
+globals().update(reference.operators_of(composed, activations, convolution, elementwise, groupnorm, norm, plain, pool,
+                                        soft_targets))
 
 
 def set_num_threads(count):

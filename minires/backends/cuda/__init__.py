@@ -13,7 +13,8 @@ from minires.backends.cuda import conv, elementwise, fused, losses, norm, optim,
 from minires.backends.cuda.launches import Launches as Launches  # of no operator
 from minires.backends.cuda.launches import here as here
 
-globals().update(reference.operators_of(composed, conv, elementwise, fused, groupnorm, losses, norm, optim, pool, soft_targets))
+globals().update(reference.operators_of(composed, conv, elementwise, fused, groupnorm, losses, norm, optim, pool,
+                                        soft_targets))
 
 
 def asarray(array):
