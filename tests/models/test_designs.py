@@ -1,10 +1,10 @@
 """ResNets by their numbers: sizes that were published, blocks of every kind, and what does not go together."""
 import runpy
-from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import relative_error
+from paths import EXAMPLES
 
 import minires
 from minires.errors import UserError
@@ -176,7 +176,7 @@ def test_a_sum_of_two_shapes_names_the_layer_and_both(rng):
 
 def test_squeeze_and_excitation_is_a_block_of_ones_own(rng):
     """The example's layer against differences, and its network planned as by its layers."""
-    example = runpy.run_path(str(Path(__file__).parents[1] / "examples" / "squeeze_and_excitation.py"))
+    example = runpy.run_path(str(EXAMPLES / "squeeze_and_excitation.py"))
     layer = example["SqueezeExcitation"](3, 1, rng=rng).astype(np.float64)
     assert check_gradients(layer, distinct_nonzero((2, 4, 3, 3), rng), rng).error < 1e-7
     x, target = rng.standard_normal((4, 8, 8, 3)), rng.integers(0, 10, 4)
