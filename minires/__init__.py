@@ -38,6 +38,7 @@ Where the rest lives; help(minires.layers) and so on go on from here:
     minires.plan         how a step is computed: the program that `compile` makes of a model, rewritten, placed and run
     minires.bench        engines side by side, as `minires bench` prints it
     minires.commands     the command line, one file per command; minires.cli gathers them: `minires --help`
+    minires.arguments    what arguments are checked with
     minires.files        safetensors in and out
     minires.reprs        how objects print themselves
     minires.watching     listeners of layers, and who takes their calls

@@ -47,30 +47,41 @@ def train(
     seed: Annotated[int, typer.Option(help="Of initial weights, batches, augmentation and the split.")] = 0,
     threads: Threads = None,
     device: Device = "cpu",
+    save_every: Annotated[str, typer.Option(help="Time between two saves within an epoch, as 90s, 5m or 1h; 0 for none."
+                                            )] = "5m",
+    on_nonfinite: Annotated[str, typer.Option(help="What to do when a number is not finite any more: stop, or skip the step "
+                                                   "and count it.")] = "stop",
     out: Annotated[Path | None, typer.Option(help="The run's folder; by default a new one in runs/.",
                                              show_default=False)] = None,
     resume: Annotated[Path | None, typer.Option(help="Continue the run in this folder, with its settings.",
                                                 show_default=False)] = None,
 ):
     """Train a network and write a run: config.toml, metrics.jsonl, weights, curves.png."""
+    from minires import arguments
     from minires.training.recipes import default_epochs, make_recipe
-    from minires.training.run import Settings, build_run, make_run_folder, read_config, write_config
+    from minires.training.run import Settings, begin_run, build_run, read_config
+    from minires.training.stopping import Stopped
 
     use_threads(threads)
+    save_every = arguments.seconds("--save-every", save_every)
     if resume is not None:
+        resume = arguments.path("--resume", resume)
         given = [name for name in context.params if context.get_parameter_source(name).name == "COMMANDLINE"]
-        refused = [name for name in given if name not in ("resume", "threads", "device")]
+        refused = [name for name in given if name not in ("resume", "threads", "device", "save_every")]
         if refused:
             raise UserError(f"--{refused[0].replace('_', '-')} cannot be combined with --resume: a resumed run keeps "
                             f"the settings in {resume}/config.toml")
         settings, folder = read_config(resume), resume
     else:
         epochs = default_epochs(dataset) if epochs is None else epochs
-        data_dir = None if data_dir is None else str(Path(data_dir).absolute())
+        data_dir = None if data_dir is None else str(arguments.path("--data-dir", data_dir).absolute())
+        out = None if out is None else arguments.path("--out", out)
+        if dataset not in ("shapes", "cifar10") and arguments.path("--dataset", dataset).is_dir():
+            dataset = str(arguments.path("--dataset", dataset).absolute())  # so that the run can be resumed from anywhere
         settings = Settings(model, dataset, recipe, make_recipe(recipe, lr, weight_decay), epochs, batch_size, seed,
-                            validation, shortcut, data_dir)
+                            validation, shortcut, data_dir, on_nonfinite)
         folder = None
-    trainer, card = build_run(settings, folder, device)
+    trainer, card = build_run(settings, folder, device, save_every=save_every)
     if device == "cpu":
         importlib.import_module("minires.backends.cpu")  # a back end that refuses does so before a run's folder is made
     if resume is not None:
@@ -78,17 +89,17 @@ def train(
         if trainer.epoch >= settings.epochs:
             raise UserError(f"the run in {resume} is complete after {trainer.epoch} epochs: nothing is left to resume")
     else:
-        trainer.out = folder = make_run_folder(settings, out)
-        write_config(folder, settings, card)
+        folder = begin_run(trainer, settings, card, out)
     typer.echo(f"{settings.model} on {settings.dataset}: {len(trainer.train.dataset):,} training and "
                f"{len(trainer.test.dataset):,} test images, recipe {settings.recipe_name}, run {folder}")
     try:
         rows = trainer.fit(settings.epochs)
-    except KeyboardInterrupt:
-        # The files are of the last complete epoch, whatever the interrupted one had done in memory.
-        then = f"go on with minires train --resume {folder}" if trainer.epoch else "nothing was saved yet"
-        typer.echo(f"minires: stopped after {trainer.epoch} of {settings.epochs} epochs: {then}", err=True)
-        raise typer.Exit(130) from None
+    except KeyboardInterrupt as stop:
+        done = f"{trainer.epoch} of {settings.epochs} epochs"
+        if isinstance(stop, Stopped):
+            done += f" and {trainer.step} steps of the next, all saved" if trainer.step else ", all saved"
+        typer.echo(f"minires: stopped after {done}: go on with minires train --resume {folder}", err=True)
+        raise typer.Exit(128 + stop.number if isinstance(stop, Stopped) else 130) from None
     typer.echo(f"test accuracy {rows[-1]['test_accuracy']:.2%} after {len(rows)} epochs; weights, metrics and "
                f"curves.png are in {folder}")
 

@@ -1,10 +1,12 @@
 """What `minires eval` and `minires predict` do: open a checkpoint, whoever wrote it, and look at images with it."""
 import numpy as np
 
+from minires import arguments
 from minires.data import load_dataset
 from minires.data.cifar10 import CLASSES, read_records
+from minires.data.picture import read_picture
 from minires.errors import UserError
-from minires.files import load_tensors
+from minires.files import is_safetensors, load_tensors
 from minires.plan import compile
 from minires.training.card import ModelCard, load_model
 
@@ -17,9 +19,10 @@ def open_checkpoint(path, model=None, shortcut=None, mean=None, std=None):
     [0, 1]; its classes are CIFAR-10's. UserError when the file, or what was said about it, does not fit.
     """
     given = [name for name, value in (("model", model), ("shortcut", shortcut), ("mean", mean), ("std", std)) if value]
+    path = arguments.path("checkpoint", path)
     if not path.is_file():
         raise UserError(f"checkpoint {path} is not a file: expected a run's .safetensors, or PyTorch's .pth or .th")
-    tensors, about = load_tensors(path) if path.suffix == ".safetensors" else ({}, {})
+    tensors, about = load_tensors(path) if is_safetensors(path) else ({}, {})
     if "model" in about:
         if given:
             raise UserError(f"--{given[0]} is for checkpoints of other programs: {path} names its network and "
@@ -58,11 +61,7 @@ def read_image(path, size):
     """(pixels, note) of a picture file: (size, size, 3) uint8; note says what was done to its size, "" if nothing."""
     from PIL import Image
 
-    try:
-        with Image.open(path) as image:
-            picture = image.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} cannot be read as a picture ({error}): expected a .png or .jpg file") from error
+    picture = read_picture(path)
     note = ""
     if picture.size != (size, size):
         note = f"resized from {picture.width} x {picture.height} to {size} x {size} pixels"
@@ -85,6 +84,6 @@ def _numbers(name, text):
         numbers = [float(part) for part in text.replace(",", " ").split()]
     except ValueError:
         numbers = []
-    if len(numbers) != 3:
+    if len(numbers) != 3 or not np.isfinite(numbers).all():
         raise UserError(f"{name} {text!r} is not three numbers: expected one a channel, as 0.485,0.456,0.406")
     return numbers

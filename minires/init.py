@@ -1,6 +1,7 @@
 """Initial weights, and the random numbers that they come from: a generator or a seed, passed in as `rng`."""
 import numpy as np
 
+from minires.arguments import integer, is_integer, shown
 from minires.errors import UserError
 
 _seeds = np.random.SeedSequence(0)  # of what is made without `rng`
@@ -9,7 +10,7 @@ _seeds = np.random.SeedSequence(0)  # of what is made without `rng`
 def seed(number):
     """Start anew what layers made without `rng` draw: the same program after the same seed makes the same weights."""
     global _seeds
-    _seeds = np.random.SeedSequence(number)
+    _seeds = np.random.SeedSequence(integer("seed", number, 0))
 
 
 def default_rng(rng=None):
@@ -17,8 +18,8 @@ def default_rng(rng=None):
     nothing else draws from, so that two layers of one shape differ, and one that a program makes again at its next run."""
     if rng is None:
         return np.random.default_rng(_seeds.spawn(1)[0])
-    if not isinstance(rng, np.random.Generator) and not (isinstance(rng, int | np.integer) and rng >= 0):
-        raise UserError(f"rng must be a numpy.random.Generator or a seed, an int of at least 0, got {rng!r}")
+    if not isinstance(rng, np.random.Generator) and not (is_integer(rng) and rng >= 0):
+        raise UserError(f"rng must be a numpy.random.Generator or a seed, an int of at least 0, got {shown(rng)}")
     return np.random.default_rng(rng)
 
 

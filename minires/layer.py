@@ -155,8 +155,9 @@ class Kept(Enum):
 class Layer(Noticed):
     """A function with a hand-written derivative. Subclasses write `forward` and `backward`, one under the other.
 
-    Attributes that are Parameters or Layers are found automatically, in the order of construction;
-    names in the class attribute `buffers` are arrays that are saved but not learned (running statistics).
+    Attributes that are Parameters or Layers are found automatically, in the order of construction, also inside lists, tuples
+    and dicts (`self.parts = [Linear(3, 3)]` is named parts.0); one that is kept in several places is found once. Names in
+    the class attribute `buffers` are arrays that are saved but not learned (running statistics).
 
     listeners: functions called after each forward and backward of this layer, listener(layer, "forward", x, y) and
     listener(layer, "backward", dy, dx); what one returns, if it is not None, takes the place of the result. `listening` adds
@@ -213,22 +214,28 @@ class Layer(Noticed):
 
     def named_children(self):
         """Yield (name, Layer) of the direct children, in construction order."""
-        for name, value in vars(self).items():
-            if isinstance(value, Layer):
-                yield name, value
+        return _found(Layer, vars(self))
 
     def named_layers(self, prefix=""):
-        """Yield (dotted name, Layer) of this layer (named "") and all below it, depth first."""
-        yield prefix, self
-        for name, child in self.named_children():
-            yield from child.named_layers(f"{prefix}.{name}" if prefix else name)
+        """Yield (dotted name, Layer) of this layer (named "") and all below it, depth first, each once."""
+        return self._walk(prefix, set())
+
+    def _walk(self, prefix, seen):
+        if id(self) not in seen:
+            seen.add(id(self))
+            yield prefix, self
+            for name, child in self.named_children():
+                yield from child._walk(f"{prefix}.{name}" if prefix else name, seen)
+
+    def own_parameters(self):
+        """Yield (name, Parameter) of what this layer itself keeps, not its children."""
+        return _found(Parameter, vars(self))
 
     def named_parameters(self):
         """Yield (dotted name, Parameter) in construction order: PyTorch's state_dict names."""
         for prefix, layer in self.named_layers():
-            for name, value in vars(layer).items():
-                if isinstance(value, Parameter):
-                    yield (f"{prefix}.{name}" if prefix else name), value
+            for name, value in layer.own_parameters():
+                yield (f"{prefix}.{name}" if prefix else name), value
 
     def parameters(self):
         """The list of Parameters, in construction order."""
@@ -252,9 +259,8 @@ class Layer(Noticed):
 
     def _convert(self, change):
         for _, layer in self.named_layers():
-            for value in vars(layer).values():
-                if isinstance(value, Parameter):
-                    value.convert(change)
+            for _, value in layer.own_parameters():
+                value.convert(change)
             for name in layer.buffers:
                 setattr(layer, name, change(getattr(layer, name)))
         self._weights_changed()
@@ -280,7 +286,7 @@ class Layer(Noticed):
     def _tensors(self):
         """Yield (dotted name, array) of parameters and buffers, layer by layer."""
         for prefix, layer in self.named_layers():
-            own = [(name, value.data) for name, value in vars(layer).items() if isinstance(value, Parameter)]
+            own = [(name, value.data) for name, value in layer.own_parameters()]
             for name, array in own + [(name, getattr(layer, name)) for name in layer.buffers]:
                 yield (f"{prefix}.{name}" if prefix else name), array
 
@@ -307,6 +313,9 @@ class Layer(Noticed):
 
     def _require(self, x, shape):
         """Refuse an x whose rank, fixed sizes or dtype do not fit. shape: letters for any size, numbers for fixed."""
+        if not hasattr(x, "ndim") or not hasattr(x, "dtype") or type(x).__module__.split(".")[0] == "torch":
+            raise UserError(f"{type(self).__name__} computes with NumPy and CuPy arrays, got a {type(x).__module__}."
+                            f"{type(x).__name__}: use numpy.asarray on it")
         fits = x.ndim == len(shape) and all(isinstance(want, str) or want == got
                                             for want, got in zip(shape, x.shape, strict=True))
         if not fits:
@@ -314,7 +323,7 @@ class Layer(Noticed):
             raise UserError(f"{type(self).__name__} expects x of shape ({wanted}), got {tuple(x.shape)}")
         if x.size == 0:
             raise UserError(f"{type(self).__name__} got an empty x of shape {tuple(x.shape)}: a batch needs an image")
-        weights = next((value.data for value in vars(self).values() if isinstance(value, Parameter)), x)
+        weights = next((value.data for _, value in self.own_parameters()), x)
         mine, other = device_of(weights), device_of(x)
         if mine != other:
             raise UserError(f"{type(self).__name__} is on {mine} and x on {other}: move one of them, as in "
@@ -325,11 +334,33 @@ class Layer(Noticed):
                             f"got x of dtype {x.dtype}: convert x, or the layer with astype")
 
 
+def _found(kind, attributes):
+    """Yield (name, value) of the values of a kind among a layer's attributes, and in the containers among them."""
+    for name, value in attributes.items():
+        if isinstance(value, kind):
+            yield name, value
+        elif isinstance(value, list | tuple | dict) and name not in ("_kept", "listeners"):
+            yield from _contained(kind, name, value, ())
+
+
+def _contained(kind, name, container, around):
+    if any(container is outer for outer in around):
+        raise UserError(f"{name} is kept in itself: layers are found in lists, tuples and dicts that end")
+    for key, value in container.items() if isinstance(container, dict) else enumerate(container):
+        if isinstance(value, kind):
+            yield f"{name}.{key}", value
+        elif isinstance(value, list | tuple | dict):
+            yield from _contained(kind, f"{name}.{key}", value, (*around, container))
+
+
 class Sequential(Layer):
     """Layers one after another; backward walks them in reverse, which is the chain rule."""
 
     def __init__(self, *layers):
         for index, layer in enumerate(layers):
+            if not isinstance(layer, Layer):
+                star = ": write Sequential(*layers)" if isinstance(layer, list | tuple) else ""
+                raise UserError(f"Sequential takes layers, got a {type(layer).__name__} at place {index}{star}")
             setattr(self, str(index), layer)
 
     def __iter__(self):

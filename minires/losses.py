@@ -1,6 +1,7 @@
 """Losses: forward gives a float, backward the gradient of that float with respect to the network's output."""
 import numpy as np
 
+from minires.arguments import number, shown
 from minires.backends import ops_for
 from minires.errors import UserError
 from minires.reprs import Shown
@@ -23,13 +24,12 @@ class CrossEntropyLoss(Shown):
     """
 
     def __init__(self, label_smoothing=0.0):
-        if not 0 <= label_smoothing <= 1:
-            raise UserError(f"label_smoothing must lie in 0 .. 1, got {label_smoothing!r}")
-        self.label_smoothing = label_smoothing
+        self.label_smoothing = number("label_smoothing", label_smoothing, 0, 1)
         self._kept = None
 
     def forward(self, y, target):
-        if y.ndim != 2 or y.size == 0:
+        _require_arrays("CrossEntropyLoss", y=y, target=target)
+        if y.ndim != 2 or y.size == 0 or y.dtype.kind != "f":
             raise UserError(f"CrossEntropyLoss expects logits y of shape (N, K), at least one row, got {tuple(y.shape)}")
         N, K = y.shape
         if target.shape == (N, K) and target.dtype == y.dtype:
@@ -60,6 +60,7 @@ class MSELoss(Shown):
     _kept = None
 
     def forward(self, y, target):
+        _require_arrays("MSELoss", y=y, target=target)
         if y.shape != target.shape or y.dtype != target.dtype:
             raise UserError(f"MSELoss expects y and target alike, got {y.shape} {y.dtype} and {target.shape} {target.dtype}")
         if y.size == 0:
@@ -71,6 +72,12 @@ class MSELoss(Shown):
     def backward(self):
         kept, self._kept = _once(self), None
         return ops_for(kept[0]).mse_backward(*kept)
+
+
+def _require_arrays(loss, **arrays):
+    for name, array in arrays.items():
+        if not hasattr(array, "ndim") or not hasattr(array, "dtype"):
+            raise UserError(f"{loss} takes NumPy or CuPy arrays, got {shown(array)} for {name}: use numpy.asarray on it")
 
 
 def _number(loss):

@@ -1,12 +1,14 @@
 """Optimisers: they read each parameter's `grad` and move its `data`, in place."""
+from collections.abc import Iterable
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 
 import numpy as np
 
+from minires.arguments import flag, integer, is_number, number, shown, text
 from minires.backends import device_of, ops_for, to_device, to_numpy
 from minires.errors import UserError
-from minires.layer import zero_gradients
+from minires.layer import Parameter, zero_gradients
 from minires.layers import BatchNorm2d
 from minires.reprs import Shown
 
@@ -26,17 +28,17 @@ class _Optimiser(Shown):
     slots = ()  # the names of the state arrays that a parameter's update needs
 
     def __init__(self, parameters, lr, weight_decay, decay_all, max_norm, average, accumulate):
-        self.parameters = list(parameters)
-        if not self.parameters:
-            raise UserError("the optimiser got no parameters: pass model.parameters()")
-        _require("lr", lr, lr >= 0, "at least 0")
-        _require("weight_decay", weight_decay, weight_decay >= 0, "at least 0")
-        _require("max_norm", max_norm, max_norm is None or max_norm > 0, "above 0")
-        _require("average", average, average is None or 0 < average < 1, "a decay in 0 < average < 1")
-        _require("accumulate", accumulate, isinstance(accumulate, int) and accumulate >= 1, "an int of at least 1")
-        self.lr, self.weight_decay, self.decay_all = lr, weight_decay, decay_all
-        self.max_norm, self.average, self.accumulate = max_norm, average, accumulate
-        self.names = (*self.slots, *["average"] * (average is not None), *["sum"] * (accumulate > 1))
+        self.parameters = list(parameters) if isinstance(parameters, Iterable) else []
+        if not self.parameters or not all(isinstance(parameter, Parameter) for parameter in self.parameters):
+            got = "" if isinstance(parameters, list) and not parameters else f" but {shown(parameters)}"
+            raise UserError(f"the optimiser got no parameters{got}: pass model.parameters()")
+        self.lr, self.weight_decay = number("lr", lr, 0), number("weight_decay", weight_decay, 0)
+        self.decay_all, self.accumulate = flag("decay_all", decay_all), integer("accumulate", accumulate, 1)
+        _require("max_norm", max_norm, max_norm is None or (is_number(max_norm) and max_norm > 0), "above 0")
+        _require("average", average, average is None or (is_number(average) and 0 < average < 1),
+                 "a decay in 0 < average < 1")
+        self.max_norm, self.average = max_norm, average
+        self.names = (*self.slots, *["average"] * (average is not None), *["sum"] * (self.accumulate > 1))
         self.state = [tuple(p.data.copy() if name == "average" else p.data * 0 for name in self.names)
                       for p in self.parameters]
         self.steps = self.waiting = 0  # updates made, and gradients that wait for the next
@@ -122,13 +124,17 @@ class _Optimiser(Shown):
         waiting = {"waiting": np.array(self.waiting)} if self.accumulate > 1 else {}
         return {"steps": np.array(self.steps), **waiting, **state}
 
-    def load_state_dict(self, state):
-        """Copy a `state_dict` in; UserError when its keys or shapes are another optimiser's."""
+    def require_state(self, state):
+        """UserError when the keys or shapes of a `state_dict` are another optimiser's."""
         expected = {name: array.shape for name, array in self.state_dict().items()}
         found = {name: array.shape for name, array in state.items()}
         if expected != found:
             odd = sorted({name for name, _ in expected.items() ^ found.items()})
             raise UserError(f"this optimiser state does not fit {type(self).__name__} on these parameters: {', '.join(odd)}")
+
+    def load_state_dict(self, state):
+        """Copy a `state_dict` in; UserError when its keys or shapes are another optimiser's."""
+        self.require_state(state)
         self.steps, self.waiting = int(state["steps"]), int(state.get("waiting", 0))
         for index, arrays in enumerate(self.state):
             for name, array in zip(self.names, arrays, strict=True):
@@ -150,10 +156,9 @@ class SGD(_Optimiser):
     def __init__(self, parameters, lr, momentum=0.0, weight_decay=0.0, nesterov=False, *, decay_all=True, max_norm=None,
                  average=None, accumulate=1):
         super().__init__(parameters, lr, weight_decay, decay_all, max_norm, average, accumulate)
-        _require("momentum", momentum, 0 <= momentum < 1, "in 0 <= momentum < 1")
-        if nesterov and momentum == 0:
+        self.momentum, self.nesterov = number("momentum", momentum, 0, below=1), flag("nesterov", nesterov)
+        if self.nesterov and momentum == 0:
             raise UserError("nesterov looks ahead along the velocity and needs momentum > 0, got momentum 0")
-        self.momentum, self.nesterov = momentum, nesterov
 
     def _update(self, ops, parameters, grads, state, decays, lr):
         ops.sgd_update(parameters, grads, *state, lr, self.momentum, decays, self.nesterov)
@@ -174,8 +179,10 @@ class AdamW(_Optimiser):
     def __init__(self, parameters, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-2, *, decay_all=True,
                  max_norm=None, average=None, accumulate=1):
         super().__init__(parameters, lr, weight_decay, decay_all, max_norm, average, accumulate)
-        _require("betas", betas, all(0 <= beta < 1 for beta in betas), "in 0 <= beta < 1")
-        self.betas, self.eps = tuple(betas), eps
+        if not isinstance(betas, tuple | list) or len(betas) != 2:
+            raise UserError(f"betas must be a pair of numbers, got {shown(betas)}")
+        self.betas = tuple(number("each of betas", beta, 0, below=1) for beta in betas)
+        self.eps = number("eps", eps, above=0)
 
     def _update(self, ops, parameters, grads, state, decays, lr):
         ops.adamw_update(parameters, grads, *state, self.steps, lr, self.betas, self.eps, decays)
@@ -191,7 +198,10 @@ def set_parameters(model, pattern, *, frozen=None, lr_factor=None, decay_factor=
     UserError for a pattern that no name fits, and for a factor below 0.
     """
     for name, factor in (("lr_factor", lr_factor), ("decay_factor", decay_factor)):
-        _require(name, factor, factor is None or factor >= 0, "at least 0")
+        _require(name, factor, factor is None or (is_number(factor) and 0 <= factor < float("inf")), "at least 0")
+    if frozen is not None:
+        frozen = flag("frozen", frozen)
+    pattern = text("pattern", pattern)
     given = {"frozen": frozen, "lr_factor": lr_factor, "decay_factor": decay_factor}
     found = {name: parameter for name, parameter in model.named_parameters() if fnmatchcase(name, pattern)}
     if not found:
@@ -215,7 +225,8 @@ def prune(model, fraction, pattern="*"):
     since zeros are the smallest. UserError for a fraction outside 0 <= fraction < 1, and for a pattern that no weight fits.
     Source: Han et al. 2015, section 3, https://arxiv.org/abs/1506.02626
     """
-    _require("fraction", fraction, 0 <= fraction < 1, "in 0 <= fraction < 1")
+    _require("fraction", fraction, is_number(fraction) and 0 <= fraction < 1, "in 0 <= fraction < 1")
+    pattern = text("pattern", pattern)
     weights = [p for name, p in model.named_parameters() if p.data.ndim > 1 and fnmatchcase(name, pattern)]
     _require("pattern", pattern, bool(weights), "one that a weight's name fits, such as *conv*")
     sizes = [np.abs(to_numpy(parameter.data)).ravel() for parameter in weights]
@@ -231,4 +242,4 @@ def prune(model, fraction, pattern="*"):
 
 def _require(name, value, fits, wanted):
     if not fits:
-        raise UserError(f"{name} must be {wanted}, got {value!r}")
+        raise UserError(f"{name} must be {wanted}, got {shown(value)}")

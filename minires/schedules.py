@@ -11,6 +11,7 @@ from 0; the rate before the first step is `lr_at(0)`.
 """
 import math
 
+from minires.arguments import count, number, shown
 from minires.errors import UserError
 from minires.reprs import Shown
 
@@ -22,6 +23,8 @@ class Schedule(Shown):
     """
 
     def __init__(self, optimiser):
+        if not hasattr(optimiser, "lr") or not hasattr(optimiser, "steps"):
+            raise UserError(f"a schedule takes an optimiser, with lr and steps, got {shown(optimiser)}")
         self.optimiser, self.base_lr = optimiser, optimiser.lr
 
     def lr_at(self, step):
@@ -38,7 +41,7 @@ class StepLR(Schedule):
 
     def __init__(self, optimiser, step_size, gamma=0.1):
         super().__init__(optimiser)
-        self.step_size, self.gamma = _steps("step_size", step_size), gamma
+        self.step_size, self.gamma = _steps("step_size", step_size), number("gamma", gamma, 0)
         self.step()
 
     def lr_at(self, step):
@@ -53,7 +56,9 @@ class MultiStepLR(Schedule):
 
     def __init__(self, optimiser, milestones, gamma=0.1):
         super().__init__(optimiser)
-        self.milestones, self.gamma = sorted(_steps("milestones", m) for m in milestones), gamma
+        if not isinstance(milestones, tuple | list):
+            raise UserError(f"milestones must be a tuple or a list of whole numbers of steps, got {shown(milestones)}")
+        self.milestones, self.gamma = sorted(_steps("milestones", m) for m in milestones), number("gamma", gamma, 0)
         self.step()
 
     def lr_at(self, step):
@@ -70,7 +75,7 @@ class CosineLR(Schedule):
 
     def __init__(self, optimiser, total_steps, min_lr=0.0):
         super().__init__(optimiser)
-        self.total_steps, self.min_lr = _steps("total_steps", total_steps), min_lr
+        self.total_steps, self.min_lr = _steps("total_steps", total_steps), number("min_lr", min_lr, 0)
         self.step()
 
     def lr_at(self, step):
@@ -87,13 +92,13 @@ class OneCycleLR(Schedule):
 
     def __init__(self, optimiser, max_lr, total_steps, pct_start=0.3, div_factor=25.0, final_div_factor=1e4):
         super().__init__(optimiser)
-        if not 0 <= pct_start <= 1:
-            raise UserError(f"pct_start is the fraction of the steps that go up, 0 to 1, got {pct_start!r}")
-        self.max_lr, self.total_steps = max_lr, _steps("total_steps", total_steps)
-        self.pct_start, self.div_factor, self.final_div_factor = pct_start, div_factor, final_div_factor
-        self.initial_lr = max_lr / div_factor
-        self.final_lr = self.initial_lr / final_div_factor
-        self.peak_step = pct_start * total_steps - 1
+        self.max_lr, self.total_steps = number("max_lr", max_lr, 0), _steps("total_steps", total_steps)
+        self.pct_start = number("pct_start", pct_start, 0, 1)  # the fraction of the steps that go up
+        self.div_factor, self.final_div_factor = (number(name, value, above=0) for name, value in (
+            ("div_factor", div_factor), ("final_div_factor", final_div_factor)))
+        self.initial_lr = self.max_lr / self.div_factor
+        self.final_lr = self.initial_lr / self.final_div_factor
+        self.peak_step = self.pct_start * self.total_steps - 1
         self.step()
 
     def lr_at(self, step):
@@ -110,6 +115,8 @@ class WarmUp(Schedule):
     """
 
     def __init__(self, schedule, steps):
+        if not isinstance(schedule, Schedule):
+            raise UserError(f"WarmUp takes a schedule, got {shown(schedule)}")
         super().__init__(schedule.optimiser)
         self.schedule, self.steps = schedule, _steps("steps", steps)
         self.step()
@@ -124,9 +131,8 @@ def _cosine(start, end, fraction):
 
 
 def _steps(name, value):
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise UserError(f"{name} must be a whole number of optimiser steps, 1 or more, got {value!r}")
-    return value
+    """A whole number of optimiser steps, 1 or more."""
+    return count(name, value, 2**53)
 
 
 __all__ = ["CosineLR", "MultiStepLR", "OneCycleLR", "Schedule", "StepLR", "WarmUp"]

@@ -40,7 +40,7 @@ def bugs(
         require_picture(out)
     use_threads(threads)
     console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+    with Progress(console=console, transient=True, disable=not console.file.isatty()) as bar:
         task = bar.add_task("", total=None)
 
         def show(done, total, what):

@@ -4,18 +4,44 @@ import importlib
 import os
 import platform
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
 import minires
+from minires.commands.options import require_picture
+from minires.errors import UserError
 
 
-def doctor():
-    """Print what minires finds here: Python, libraries, processor, threads, CUDA, data; and where it can train."""
+def doctor(
+    run: Annotated[Path | None, typer.Argument(help="A run's folder: look for mistakes in how it was trained.",
+                                               show_default=False)] = None,
+    picture: Annotated[Path | None, typer.Option(help="A .png for the run's learning rate range test.",
+                                                 show_default=False)] = None,
+):
+    """Print what minires finds here: Python, libraries, threads, CUDA, data; or which classic mistakes a run shows."""
+    if run is not None:
+        return _look_at(run, picture)
+    if picture is not None:
+        raise UserError(f"--picture {picture} is of a run's range test: name the run")
     facts = [(name, _said_by(probe)) for name, probe in PROBES.items()]
     width = max(len(name) for name, _ in facts)
     for name, text in facts:
         typer.echo(f"{name:{width}}  {text}")
+
+
+def _look_at(run, picture):
+    from minires import arguments
+    from minires.study.doctor import doctor_run
+
+    if picture is not None:
+        require_picture(picture, "--picture")
+    found = doctor_run(arguments.path("run", run), picture)
+    for finding in found:
+        typer.echo(f"{finding}")
+    if found:
+        raise typer.Exit(1)
+    typer.echo("none of the experiments found a mistake")
 
 
 class _Missing(Exception):

@@ -31,7 +31,7 @@ def gradcheck(
         curves = step_curves(target)
         draw_step_curves(curves, vcurve)
     console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+    with Progress(console=console, transient=True, disable=not console.file.isatty()) as bar:
         task = bar.add_task("", total=None)
 
         def show(done, total, subject):

@@ -195,7 +195,7 @@ def landscape(
     grid, line = (np.linspace(-span, span, count) for count in (points, 4 * points - 3))
     opened = [(str(path), *_open(path, model, shortcut, mean, std)) for path in checkpoints]
     curves, surfaces, console = {}, {}, Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+    with Progress(console=console, transient=True, disable=not console.file.isatty()) as bar:
         for name, network, card in opened:
             batches = _training_batches(card, images, dataset, data_dir, records)
             rng = np.random.default_rng(seed)

@@ -56,10 +56,10 @@ def _shown():
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     columns = (TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn(),
                TextColumn("left"))
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with Progress(*columns, console=console, transient=True, disable=not console.file.isatty()) as bar:
         @contextmanager
         def progress(description, total):
-            if not console.is_terminal:
+            if not console.file.isatty():
                 console.print(description, markup=False)
             task = bar.add_task(description, total=total)
             try:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
+from minires.arguments import path
 from minires.data.augment import Standardise, augment_batch, channel_statistics
 from minires.data.cifar10 import find_layout, load_cifar10
 from minires.data.dataset import Dataset
@@ -41,7 +40,7 @@ def load_dataset(name_or_dir, data_dir=None, seed: int = 0, progress: bool = Tru
         return load_cifar10(data_dir, progress)
     if name_or_dir == "shapes":
         return load_shapes(seed)
-    folder = Path(name_or_dir)
+    folder = path("dataset", name_or_dir)
     if folder.is_dir():
         if find_layout(folder) is not None:
             return load_cifar10(folder, progress)

@@ -8,9 +8,23 @@ from __future__ import annotations
 
 import numpy as np
 
+from minires.arguments import flag, integer, shown
 from minires.errors import UserError
+from minires.init import default_rng
 
+MOST_PADDING = 1_000
 _CHUNK = 1_000  # images whose squares are held at a time
+
+
+def kind_of(value) -> str:
+    """An array's dtype and shape, or what else a value is."""
+    return f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else shown(value)
+
+
+def require_images(images):
+    """UserError for anything but (N, H, W, C) bytes."""
+    if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.ndim != 4:
+        raise UserError(f"images are {kind_of(images)}: expected uint8 (N, H, W, C)")
 
 
 def channel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -20,6 +34,7 @@ def channel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     images, and standardise training and test images alike with them.
     Raises UserError for no images, or a channel that is the same everywhere (it cannot be standardised).
     """
+    require_images(images)
     n, height, width, channels = images.shape
     if images.size == 0:
         raise UserError(f"images of shape {images.shape} have no pixels: expected at least one, to take a mean of")
@@ -45,11 +60,18 @@ class Standardise:
     """
 
     def __init__(self, mean, std, dtype=np.float32):
-        mean, std = np.asarray(mean, np.float64), np.asarray(std, np.float64)
+        try:
+            mean, std = np.asarray(mean, np.float64), np.asarray(std, np.float64)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"mean {shown(mean)} and std {shown(std)}: expected one number per channel, (C,)") from error
+        if not isinstance(dtype, str | type | np.dtype) or dtype not in (np.float32, np.float64, "float32", "float64"):
+            raise UserError(f"dtype must be float32 or float64, got {shown(dtype)}")
         if mean.ndim != 1 or mean.shape != std.shape:
             raise UserError(f"mean {mean.shape} and std {std.shape} do not match: expected one number per channel, (C,)")
         if not (np.isfinite(mean).all() and np.isfinite(std).all() and (std > 0).all()):
             raise UserError(f"mean {mean.tolist()} and std {std.tolist()}: expected finite numbers, std above 0")
+        if mean.min(initial=0) < 0 or mean.max(initial=0) > 1 or std.max(initial=0) > 1:
+            raise UserError(f"mean {mean.tolist()} and std {std.tolist()} are not of pixels in [0, 1]: divide them by 255")
         self.table = ((np.arange(256)[:, None] / 255 - mean) / std).astype(dtype).T.copy()  # (C, 256)
 
     @property
@@ -57,8 +79,8 @@ class Standardise:
         return len(self.table)
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        if x.dtype != np.uint8 or x.shape[-1] != self.channels:
-            raise UserError(f"images are {x.dtype} {x.shape}: expected uint8 (N, H, W, {self.channels})")
+        if not isinstance(x, np.ndarray) or x.dtype != np.uint8 or not x.ndim or x.shape[-1] != self.channels:
+            raise UserError(f"images are {kind_of(x)}: expected uint8 (N, H, W, {self.channels})")
         y = np.empty(x.shape, self.table.dtype)
         for channel, table in enumerate(self.table):
             y[..., channel] = table.take(x[..., channel])  # a third faster than table[x]
@@ -77,8 +99,8 @@ def augment_batch(images: np.ndarray, rng: np.random.Generator, padding: int = 4
     images, y: (N, H, W, C) uint8. Crop the zero-padded (H + 2 * padding, W + 2 * padding) image back to (H, W) at a
     corner drawn uniformly; flip left to right with probability 1/2. Raises UserError for a negative padding.
     """
-    if padding < 0:
-        raise UserError(f"padding {padding} is negative: expected 0 or more pixels")
+    require_images(images)
+    padding, flip, rng = integer("padding", padding, 0, MOST_PADDING), flag("flip", flip), default_rng(rng)
     n, height, width, channels = images.shape
     top, left, mirrored = draw_crops(n, rng, padding, flip)
 

@@ -6,6 +6,7 @@ by row. The python version holds the same numbers in pickles, which `minires.dat
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tarfile
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from minires import arguments
 from minires.data.dataset import Dataset
 from minires.data.pickled import unpickle_arrays
 from minires.errors import UserError
@@ -27,6 +29,7 @@ CIFAR10_MEAN = (0.49139968, 0.48215841, 0.44653091)
 CIFAR10_STD = (0.24703223, 0.24348513, 0.26158784)
 
 RECORDS_PER_FILE = 10_000
+MOST_RECORDS = 100_000  # in one file: 300 MB
 _PIXEL_BYTES = 3 * 32 * 32
 RECORD_BYTES = 1 + _PIXEL_BYTES
 
@@ -62,7 +65,10 @@ def read_records(path) -> Dataset:
 
     Raises UserError for a missing file, a size that is no multiple of 3,073 bytes, or a label above 9.
     """
-    path = Path(path)
+    path = arguments.path("records", path)
+    with contextlib.suppress(OSError):  # which is read_bytes' to report
+        if path.stat().st_size > MOST_RECORDS * RECORD_BYTES:
+            raise UserError(f"{path} has {path.stat().st_size:,} bytes: expected at most {MOST_RECORDS:,} records")
     data = _read_bytes(path, f"a file of {RECORD_BYTES}-byte records")
     if len(data) == 0 or len(data) % RECORD_BYTES:
         raise UserError(
@@ -86,6 +92,9 @@ def _read_binary_file(path: Path) -> Dataset:
 def _read_python_file(path: Path) -> Dataset:
     size = f"about {RECORDS_PER_FILE * RECORD_BYTES:,} bytes"
     expected = f"a pickle of {size}, with {RECORDS_PER_FILE:,} rows of {_PIXEL_BYTES:,} bytes and as many labels"
+    with contextlib.suppress(OSError):
+        if path.stat().st_size > 4 * RECORDS_PER_FILE * RECORD_BYTES:
+            raise UserError(f"{path} has {path.stat().st_size:,} bytes: expected {expected}; get it again")
     data = _read_bytes(path, expected)
     content = unpickle_arrays(data, path, expected)
     if not isinstance(content, dict) or not {b"data", b"labels"} <= content.keys():
@@ -135,7 +144,7 @@ class _DownloadBar:
     def total(self, size):
         self._total = size
         self._progress.update(self._task, total=size)
-        if self._console.is_terminal:
+        if self._console.file.isatty():
             self._progress.start()
         else:
             self._console.print(f"downloading {URL}, {size / 1e6:.0f} MB", soft_wrap=True, highlight=False)
@@ -160,7 +169,7 @@ def _download(progress: bool) -> Path:
     """The unpacked folder in the user's cache; downloaded, verified and unpacked unless it is there whole."""
     import pooch
 
-    cache = Path(os.environ.get("MINIRES_CACHE") or pooch.os_cache("minires"))
+    cache = arguments.path("MINIRES_CACHE", os.environ.get("MINIRES_CACHE", "").strip() or pooch.os_cache("minires"))
     folder = cache / _BINARY
     if _is_whole(folder):
         return folder
@@ -196,7 +205,7 @@ def load_cifar10(data_dir=None, progress: bool = True) -> tuple[Dataset, Dataset
     environment variable MINIRES_CACHE; progress shows a bar meanwhile.
     Raises UserError when the download fails, or naming the file that is missing, truncated, resized or mislabelled.
     """
-    folder = _download(progress) if data_dir is None else Path(data_dir)
+    folder = _download(progress) if data_dir is None else arguments.path("data directory", data_dir)
     found = find_layout(folder)
     if found is None:
         reason = "holds no CIFAR-10" if folder.is_dir() else "is not a folder"

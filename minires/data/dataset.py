@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from minires.arguments import shown
 from minires.errors import UserError
 from minires.reprs import Shown
 
@@ -24,6 +25,11 @@ class Dataset(Shown):
 
     def __post_init__(self):
         images, labels = self.images, self.labels
+        for name, array in (("images", images), ("labels", labels)):
+            if not isinstance(array, np.ndarray):
+                raise UserError(f"{name} must be a NumPy array, got {shown(array)}")
+        if not isinstance(self.classes, tuple | list):
+            raise UserError(f"classes must be a tuple of names, got {shown(self.classes)}")
         if images.dtype != np.uint8 or images.ndim != 4 or not images.flags.c_contiguous:
             raise UserError(f"images are {images.dtype} {images.shape}: expected C-contiguous uint8 (N, H, W, C)")
         if labels.dtype != np.int64 or labels.shape != (len(images),):

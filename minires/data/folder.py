@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
 
 from minires.data.dataset import Dataset
+from minires.data.picture import OTHER_SUFFIXES, SUFFIXES, read_pixels
 from minires.errors import UserError
-
-_SUFFIXES = {".png", ".jpg", ".jpeg"}
-_DEEP_MODES = ("I", "F")  # Pillow's names for 16- and 32-bit pixels begin so
 
 
 def _class_names(folder: Path) -> tuple[str, ...]:
+    try:
+        return _names_in(folder)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read ({error.strerror}): expected class folders in it") from error
+
+
+def _names_in(folder: Path) -> tuple[str, ...]:
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder: expected train/<class>/ and test/<class>/ in {folder.parent}")
     names = tuple(sorted(d.name for d in folder.iterdir() if d.is_dir() and not d.name.startswith(".")))
@@ -22,34 +28,26 @@ def _class_names(folder: Path) -> tuple[str, ...]:
     return names
 
 
-def _read_pixels(path: Path) -> np.ndarray:
-    """One picture as (H, W, 3) uint8; transparency is dropped, grey becomes three equal channels."""
-    from PIL import Image
-
-    try:
-        with Image.open(path) as picture:
-            mode = picture.mode
-            pixels = None if mode.startswith(_DEEP_MODES) else np.asarray(picture.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # what Pillow raises for damage
-        raise UserError(f"{path} cannot be read as a picture ({error}): replace or remove it") from error
-    if pixels is None:
-        raise UserError(f"{path} has pixels of mode {mode}: expected 8 bits a channel, convert it first")
-    return pixels
-
-
 def _read_split(folder: Path, classes: tuple[str, ...]) -> Dataset:
-    paths, labels = [], []
+    paths, labels, left_out = [], [], []
     for label, name in enumerate(classes):
-        visible = (p for p in (folder / name).iterdir() if not p.name.startswith("."))
-        found = sorted(p for p in visible if p.suffix.lower() in _SUFFIXES)
+        try:
+            visible = [p for p in (folder / name).iterdir() if not p.name.startswith(".")]
+        except OSError as error:
+            raise UserError(f"{folder / name} cannot be read ({error.strerror}): expected pictures in it") from error
+        left_out += [p for p in visible if p.suffix.lower() in OTHER_SUFFIXES]
+        found = sorted(p for p in visible if p.suffix.lower() in SUFFIXES)
         if not found:
             raise UserError(f"{folder / name} holds no pictures: expected *.png, *.jpg or *.jpeg")
         paths += found
         labels += [label] * len(found)
-    first = _read_pixels(paths[0])
+    if left_out:
+        print(f"minires: {folder} holds {len(left_out)} pictures of other kinds, {left_out[0]} the first, which are left "
+              "out: convert them to .png or .jpg", file=sys.stderr)
+    first = read_pixels(paths[0])
     images = np.empty((len(paths), *first.shape), np.uint8)
     for image, path in zip(images, paths, strict=True):
-        pixels = _read_pixels(path)
+        pixels = read_pixels(path)
         if pixels.shape != first.shape:
             raise UserError(
                 f"{path} is {pixels.shape[1]}x{pixels.shape[0]} pixels but {paths[0]} is {first.shape[1]}x"

@@ -10,19 +10,15 @@ from itertools import islice
 
 import numpy as np
 
-from minires.data.augment import Standardise
+from minires.arguments import flag, integer, shown
+from minires.data.augment import Standardise, draw_crops
 from minires.data.augmentations import CropAndFlip, MixUp
 from minires.data.dataset import Dataset
 from minires.errors import UserError
+from minires.init import default_rng
 from minires.reprs import Shown
 
 _AHEAD = 2  # batches that may be finished or in the making before the consumer asks for them
-
-
-def _whole_number(value, name: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise UserError(f"{name} {value!r} is not a whole number: expected an integer")
-    return int(value)
 
 
 def split_train_validation(train: Dataset, validation_size: int, rng: np.random.Generator) -> tuple[Dataset, Dataset]:
@@ -31,7 +27,7 @@ def split_train_validation(train: Dataset, validation_size: int, rng: np.random.
     The two are disjoint and together hold every image once, both in the original order.
     Raises UserError when validation_size is not in 1 .. len(train) - 1.
     """
-    size, n = _whole_number(validation_size, "validation size"), len(train)
+    size, n, rng = integer("validation size", validation_size), len(train), default_rng(rng)
     if not 1 <= size <= n - 1:
         raise UserError(f"validation size {size} does not fit {n} training images: expected 1 to {n - 1}")
     shuffled = rng.permutation(n)
@@ -58,7 +54,11 @@ class Loader(Shown):
 
     def __init__(self, dataset: Dataset, batch_size: int, *, mean, std, augment: bool | list = False, shuffle: bool = False,
                  rng: np.random.Generator | None = None, drop_last: bool = False, dtype=np.float32):
-        self.batch_size = _whole_number(batch_size, "batch size")
+        if not isinstance(dataset, Dataset):
+            raise UserError(f"a loader takes a Dataset, got {shown(dataset)}")
+        self.batch_size = integer("batch size", batch_size)
+        shuffle, drop_last = flag("shuffle", shuffle), flag("drop_last", drop_last)
+        augment = _augment(augment)
         if self.batch_size < 1:
             raise UserError(f"batch size {batch_size} is too small: expected 1 or more")
         if len(dataset) == 0:
@@ -70,6 +70,7 @@ class Loader(Shown):
             )
         if (shuffle or augment) and rng is None:
             raise UserError("shuffle or augment without rng: pass rng=numpy.random.default_rng(seed)")
+        rng = None if rng is None else default_rng(rng)
         self.dataset, self.augment, self.shuffle, self.drop_last, self.rng = dataset, augment, shuffle, drop_last, rng
         self.augmentations = [CropAndFlip()] if augment is True else list(augment or ())
         self.standardise = Standardise(mean, std, dtype)
@@ -92,11 +93,18 @@ class Loader(Shown):
         return rng.permutation(len(self.dataset)) if self.shuffle else np.arange(len(self.dataset)), rng
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        # Drawn here and not in the generator, whose body only runs when the first batch is asked for.
-        return self._epoch(*self.begin_epoch())
+        return self.batches()
 
-    def _epoch(self, order, rng):
-        starts = range(0, len(self) * self.batch_size, self.batch_size)
+    def batches(self, start: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """A new epoch from its batch number `start` on: the same batches as in a whole one."""
+        # Drawn here and not in the generator, whose body only runs when the first batch is asked for.
+        order, rng = self.begin_epoch()
+        for batch in range(start if self.augment else 0):
+            self._draw(order[batch * self.batch_size : (batch + 1) * self.batch_size], rng)
+        return self._epoch(order, rng, start)
+
+    def _epoch(self, order, rng, start):
+        starts = range(start * self.batch_size, len(self) * self.batch_size, self.batch_size)
         jobs = (partial(self._batch, order[start : start + self.batch_size], rng) for start in starts)
         # One worker makes the batches in order, so the draws from rng are in order too. Leaving the block, by the end,
         # an exception or a consumer that stops early, waits for the worker to end.
@@ -106,6 +114,14 @@ class Loader(Shown):
                 batch = ahead.popleft().result()
                 ahead.extend(pool.submit(job) for job in islice(jobs, 1))
                 yield batch
+
+    def _draw(self, indices, rng):
+        """Draw what a batch draws: of crops and flips alone without making it."""
+        if any(type(each) is not CropAndFlip for each in self.augmentations):
+            self._batch(indices, rng)
+            return
+        for each in self.augmentations:
+            draw_crops(len(indices), rng, each.padding, each.flip)
 
     def _batch(self, indices, rng):
         images = self.dataset.images[indices]
@@ -117,3 +133,13 @@ class Loader(Shown):
         for each in mixing:
             x, target = each.mix(x, target, len(self.dataset.classes), rng)
         return x, target
+
+
+def _augment(value):
+    """True, False, or a list of what can be called on images, or is MixUp."""
+    if not isinstance(value, list | tuple):
+        return flag("augment", value)
+    for each in value:
+        if not callable(each) and not isinstance(each, MixUp):
+            raise UserError(f"augment is a list of functions of (images, rng), got {shown(each)} in it")
+    return list(value)

@@ -15,10 +15,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from minires.arguments import is_integer, shown
 from minires.data.dataset import Dataset
 from minires.errors import UserError
 
 TRAIN_SIZE, TEST_SIZE = 8_000, 2_000
+MOST, MOST_SIDE = 1_000_000, 512  # pictures, and pixels a side
 _CHUNK = 200  # images drawn at a time: the working arrays stay in cache
 
 
@@ -159,6 +161,10 @@ def make_shapes(count: int, seed: int | np.random.SeedSequence, size: int = 32) 
     images: (count, size, size, 3) uint8; the same bits for the same count, seed and size.
     Raises UserError for a negative count or seed, or a size under 16 pixels, where the shapes no longer differ.
     """
+    if not is_integer(count) or not is_integer(size) or not (isinstance(seed, np.random.SeedSequence) or is_integer(seed)):
+        raise UserError(f"count, seed and size must be ints, got {shown(count)}, {shown(seed)} and {shown(size)}")
+    if not count <= MOST or not size <= MOST_SIDE:
+        raise UserError(f"{count} shapes of {size} pixels are too many: expected at most {MOST:,} of {MOST_SIDE}")
     if count < 0:
         raise UserError(f"{count} shapes cannot be made: expected a count of 0 or more")
     if size < 16:

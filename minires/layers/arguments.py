@@ -1,20 +1,8 @@
-"""Reading constructor arguments: an int or a pair, each with its lower bound."""
+"""What layers check: their constructors' arguments (see `minires.arguments`), and that an output has a pixel."""
+from minires.arguments import count, flag, number, pair, room
 from minires.errors import UserError
 
-
-def pair(name, value, least):
-    """(rows, columns) from an int or a pair of ints that are at least `least`, else UserError."""
-    both = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
-    if len(both) != 2 or not all(isinstance(v, int) and v >= least for v in both):
-        raise UserError(f"{name} must be an int of at least {least} or a pair of them, got {value!r}")
-    return both
-
-
-def count(name, value):
-    """An int of at least 1, else UserError."""
-    if not isinstance(value, int) or value < 1:
-        raise UserError(f"{name} must be an int of at least 1, got {value!r}")
-    return value
+__all__ = ["count", "flag", "number", "pair", "require_output", "room"]
 
 
 def require_output(layer, x, size):

@@ -3,7 +3,7 @@ from minires.backends import ops_for
 from minires.backends.reference import output_sizes
 from minires.init import default_rng, he_normal, uniform_fan_in
 from minires.layer import Layer, Parameter
-from minires.layers.arguments import count, pair, require_output
+from minires.layers.arguments import count, flag, pair, require_output, room
 
 
 class Conv2d(Layer):
@@ -44,8 +44,9 @@ class Conv2d(Layer):
         self.in_channels, self.out_channels = count("in_channels", in_channels), count("out_channels", out_channels)
         self.kernel_size, self.stride = pair("kernel_size", kernel_size, 1), pair("stride", stride, 1)
         self.padding, self.dilation = pair("padding", padding, 0), pair("dilation", dilation, 1)
-        rng = default_rng(rng)
+        rng, bias = default_rng(rng), flag("bias", bias)
         KH, KW = self.kernel_size
+        room(self, (KH, KW, in_channels, out_channels))
         self.weight = Parameter(he_normal((KH, KW, in_channels, out_channels), KH * KW * out_channels, rng))
         self.bias = None
         if bias:

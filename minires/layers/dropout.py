@@ -1,8 +1,8 @@
 """Dropout."""
 from minires.backends import ops_for
-from minires.errors import UserError
 from minires.init import default_rng
 from minires.layer import Layer
+from minires.layers.arguments import number
 
 
 class Dropout(Layer):
@@ -19,9 +19,7 @@ class Dropout(Layer):
     """
 
     def __init__(self, p=0.5, *, rng=None):
-        if not 0 <= p < 1:
-            raise UserError(f"Dropout's p is the probability of dropping, 0 <= p < 1, got {p!r}")
-        self.p = p
+        self.p = number("p, the probability of dropping,", p, 0, below=1)
         self.rng = default_rng(rng)
 
     def forward(self, x):

@@ -3,7 +3,7 @@ from minires.backends import ops_for
 from minires.errors import UserError
 from minires.init import default_rng, uniform_fan_in
 from minires.layer import Layer, Parameter
-from minires.layers.arguments import count
+from minires.layers.arguments import count, flag, room
 
 
 class Linear(Layer):
@@ -22,7 +22,8 @@ class Linear(Layer):
 
     def __init__(self, in_features, out_features, bias=True, *, rng=None):
         self.in_features, self.out_features = count("in_features", in_features), count("out_features", out_features)
-        rng = default_rng(rng)
+        rng, bias = default_rng(rng), flag("bias", bias)
+        room(self, (in_features, out_features))
         self.weight = Parameter(uniform_fan_in((in_features, out_features), in_features, rng))
         self.bias = Parameter(uniform_fan_in((out_features,), in_features, rng), decays=False) if bias else None
 

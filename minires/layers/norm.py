@@ -6,7 +6,7 @@ import numpy as np
 from minires.backends import ops_for
 from minires.errors import UserError
 from minires.layer import Layer, Parameter, in_inference_mode
-from minires.layers.arguments import count
+from minires.layers.arguments import count, number
 
 
 class BatchNorm2d(Layer):
@@ -51,7 +51,8 @@ class BatchNorm2d(Layer):
     frozen = False
 
     def __init__(self, num_features, eps=1e-5, momentum=0.1):
-        self.num_features, self.eps, self.momentum = count("num_features", num_features), eps, momentum
+        self.num_features = count("num_features", num_features)
+        self.eps, self.momentum = number("eps", eps, above=0), number("momentum", momentum, 0, 1)
         self.weight = Parameter(np.ones(num_features, np.float32), decays=False)
         self.bias = Parameter(np.zeros(num_features, np.float32), decays=False)
         self.running_mean = np.zeros(num_features, np.float32)
@@ -114,7 +115,7 @@ class LayerNorm(Layer):
     """
 
     def __init__(self, num_features, eps=1e-5):
-        self.num_features, self.eps = count("num_features", num_features), eps
+        self.num_features, self.eps = count("num_features", num_features), number("eps", eps, above=0)
         self.weight = Parameter(np.ones(num_features, np.float32), decays=False)
         self.bias = Parameter(np.zeros(num_features, np.float32), decays=False)
 

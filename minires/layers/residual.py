@@ -64,7 +64,7 @@ class PaddedShortcut(Layer):
 
 def make_shortcut(in_channels, out_channels, stride, shortcut, rng, norm="batch"):
     """S(x): the identity where the shape stays, else option "A" (padded identity) or "B" (1x1 projection, its norm)."""
-    if shortcut not in ("A", "B"):
+    if not isinstance(shortcut, str) or shortcut not in ("A", "B"):
         raise UserError(f"unknown shortcut {shortcut!r}: choose A (identity, zero-padded channels) or B (1x1 projection)")
     if stride == 1 and in_channels == out_channels:
         return Identity()

@@ -1,4 +1,5 @@
 """The CIFAR and ImageNet ResNet families and their plain twins, by name, and any other ResNet by its numbers."""
+from minires.arguments import shown, text
 from minires.errors import UserError
 from minires.init import default_rng
 from minires.models.resnet import CIFAR_DEPTHS, IMAGENET_LAYOUTS, CifarResNet, ImageNetResNet, ResNet
@@ -24,6 +25,10 @@ def build_model(name, num_classes=10, shortcut=None, stem=None, *, in_channels=3
     stem, not of the CIFAR family: "cifar" (3x3, no pooling; the default) or "imagenet" (7x7 stride 2 and max pooling).
     UserError for an unknown name, shortcut or stem, and for an argument that the family does not have.
     """
+    if not isinstance(name, str) or name not in (*MODELS, "resnet"):
+        raise UserError(f"unknown model {shown(name)}: choose one of {', '.join(MODELS)}, or resnet with blocks and "
+                        "channels")
+    shortcut, stem = text("shortcut", shortcut, optional=True), text("stem", stem, optional=True)
     rng = default_rng(0 if rng is None else rng)
     if name == "resnet":
         if not {"blocks", "channels"} <= design.keys():
@@ -31,8 +36,6 @@ def build_model(name, num_classes=10, shortcut=None, stem=None, *, in_channels=3
                             "channels=(16, 32, 64))")
         return ResNet(num_classes=num_classes, shortcut=shortcut or "B", stem=stem or "cifar", in_channels=in_channels,
                       rng=rng, **design)
-    if name not in MODELS:
-        raise UserError(f"unknown model {name!r}: choose one of {', '.join(MODELS)}, or resnet with blocks and channels")
     if design:
         raise UserError(f"{name} has its own {', '.join(design)}: leave that out, or choose resnet with blocks and channels")
     plain, depth = name.startswith("plain"), depth_of(name)

@@ -3,7 +3,7 @@ from pathlib import Path
 
 from matplotlib.ticker import PercentFormatter
 
-from minires.plots.style import COLOURS, QUIET, new_figure, quiet_axes, save_png
+from minires.plots.style import COLOURS, QUIET, new_figure, plain, quiet_axes, save_png
 
 SETS = {"train": COLOURS[0], "validation": COLOURS[2], "test": COLOURS[1]}
 
@@ -56,7 +56,7 @@ def draw_comparison(runs, path):
             axes.plot([row["epoch"] for row in rows], [row[f"train_{quantity}"] for row in rows], color=colour,
                       linewidth=1, linestyle=(0, (4, 2)), alpha=0.7)
         _line(loss, rows, "test_loss", color=colour)
-        _line(accuracy, rows, "test_accuracy", color=colour, label=f"{name}   {rows[-1]['test_accuracy']:.2%}")
+        _line(accuracy, rows, "test_accuracy", color=colour, label=f"{plain(name)}   {rows[-1]['test_accuracy']:.2%}")
     loss.set_ylim(bottom=0)
     _as_percentages(accuracy)
     loss.plot([], [], color=QUIET, linewidth=1.8, label="test")

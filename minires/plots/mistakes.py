@@ -2,7 +2,7 @@
 import numpy as np
 
 from minires.plots.sheet import Sheet
-from minires.plots.style import QUIET, new_figure, save_png
+from minires.plots.style import QUIET, new_figure, plain, save_png
 
 
 def draw_confusion(matrix, classes, mistakes, path):
@@ -37,6 +37,7 @@ def _draw_matrix(axes, matrix, classes):
         if matrix[row, column]:
             axes.text(column, row, f"{matrix[row, column]:,}", ha="center", va="center", fontsize=8.5,
                       fontweight="bold" if row == column else "normal", color="#1a1a1a")
+    classes = [plain(name) for name in classes]
     axes.set_xticks(range(len(classes)), classes, rotation=45, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(classes)), classes)
     axes.tick_params(length=0, colors=QUIET)

@@ -1,5 +1,5 @@
 """A contact sheet: many small pictures with titles on one pair of axes, which is laid out at once."""
-from minires.plots.style import new_figure
+from minires.plots.style import new_figure, plain
 
 HEAD = 0.2  # of a picture's side, for the title above it
 
@@ -7,7 +7,7 @@ HEAD = 0.2  # of a picture's side, for the title above it
 def new_sheet_figure(title, rows, columns, side, extra=0.0):
     """A titled figure for rows x columns pictures of `side` inches; extra: inches to the left of them."""
     figure = new_figure(side * columns + extra, side * rows * (1 + HEAD) + 0.4)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
+    figure.suptitle(plain(title), x=0.01, ha="left", fontsize=11, fontweight="bold")
     return figure
 
 
@@ -26,5 +26,5 @@ class Sheet:
         scale = 0.94 / max(H, W)
         left, top = column + 0.5 - scale * W / 2, row * (1 + self.head) + self.head
         if title:
-            self.axes.text(column + 0.5, top - 0.03, title, ha="center", va="bottom", fontsize=size, color="#222222")
+            self.axes.text(column + 0.5, top - 0.03, plain(title), ha="center", va="bottom", fontsize=size, color="#222222")
         return self.axes.imshow(image, extent=(left, left + scale * W, top + scale * H, top), **options)

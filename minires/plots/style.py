@@ -36,6 +36,11 @@ def quiet_axes(figure, position, title, xlabel="", ylabel="", ticks=8, whole=Fal
     return axes
 
 
+def plain(text):
+    """A text of the user's, a class's or a folder's name, that is drawn as it is: a dollar begins no formula."""
+    return str(text).replace("$", r"\$")
+
+
 def save_png(figure, path):
     """Write the figure as a PNG, whole or not at all. UserError when the place cannot be written."""
     FigureCanvasAgg(figure)

@@ -1,7 +1,8 @@
 """The model card: what a file of weights says about itself, enough to rebuild the network and feed it."""
 from dataclasses import asdict, dataclass
 
-from minires.data import Loader
+from minires import arguments
+from minires.data import Loader, Standardise
 from minires.errors import UserError
 from minires.files import load_tensors
 from minires.models import build_model
@@ -25,6 +26,17 @@ class ModelCard:
     mean: list
     std: list
 
+    def __post_init__(self):
+        arguments.text("model", self.model)
+        arguments.text("shortcut", self.shortcut, optional=True)
+        arguments.text("dataset", self.dataset)
+        arguments.count("num_classes", self.num_classes, 2**16)
+        arguments.count("image_size", self.image_size, 2**12)
+        if not (isinstance(self.classes, tuple | list) and all(isinstance(name, str) for name in self.classes)
+                and len(self.classes) == self.num_classes):
+            raise UserError(f"classes must be {self.num_classes} names, got {arguments.shown(self.classes)}")
+        Standardise(self.mean, self.std)  # refuses what are no statistics
+
     def build(self, rng=None):
         """The network, with initial weights from `rng`."""
         return build_model(self.model, self.num_classes, self.shortcut, rng=rng)
@@ -45,4 +57,6 @@ def load_model(path):
         card = ModelCard(**{name: about[name] for name in ModelCard.__dataclass_fields__})
     except KeyError as error:
         raise UserError(f"checkpoint {path} does not say its {error.args[0]}: expected one of a run") from error
+    except UserError as error:
+        raise UserError(f"checkpoint {path} has a damaged header ({error}): get it again") from error
     return card.build().load_state_dict(tensors), card

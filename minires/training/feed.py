@@ -39,6 +39,10 @@ class DeviceLoader:
         return len(self.loader)
 
     def __iter__(self):
+        return self.batches()
+
+    def batches(self, start=0):
+        """As `data.Loader.batches`: a new epoch from its batch number `start` on."""
         order, rng = self.loader.begin_epoch()
         size = self.loader.batch_size
         order = order[:len(self) * size]
@@ -48,12 +52,12 @@ class DeviceLoader:
             top, left, mirrored = (np.concatenate(parts) for parts in zip(*drawn, strict=True))
             crops = [top.astype(np.int32), left.astype(np.int32), mirrored]
         with memory_advice(size):
-            return self._batches(*(to_device(part, "cuda") for part in (order.astype(np.int64), *crops)))
+            return self._batches(*(to_device(part, "cuda") for part in (order.astype(np.int64), *crops)), start=start)
 
-    def _batches(self, order, *crops):
+    def _batches(self, order, *crops, start):
         gather_batch = importlib.import_module("minires.backends.cuda.augment").gather_batch
-        for start in range(0, len(order), self.loader.batch_size):
-            batch = slice(start, start + self.loader.batch_size)
+        for first in range(start * self.loader.batch_size, len(order), self.loader.batch_size):
+            batch = slice(first, first + self.loader.batch_size)
             with memory_advice(self.loader.batch_size):
                 crop = (part[batch] for part in crops)
                 made = gather_batch(self.images, order[batch], self.table, PADDING, *crop), self.labels[order[batch]]

@@ -1,13 +1,15 @@
 """What is measured: loss and accuracy over a loader, and the file that holds one line an epoch."""
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from minires.arguments import shown
 from minires.backends import memory_advice, to_device, to_numpy
 from minires.errors import UserError
-from minires.files import write_atomically
+from minires.files import read_json, write_atomically
 from minires.layer import evaluating, inference_mode
 from minires.plan import compile
 
@@ -93,16 +95,23 @@ def evaluate(model, loss, loader, device="cpu", predict=None):
 def read_metrics(path):
     """The rows of a metrics.jsonl, one dict an epoch. UserError when the file is missing or is not one."""
     try:
-        rows = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): expected a run's metrics.jsonl") from error
-    except ValueError as error:
+    except UnicodeDecodeError as error:
         raise UserError(f"{path} is not a metrics.jsonl ({error}): expected one JSON object a line") from error
+    rows = [read_json(line, f"{path} is not a metrics.jsonl: line {number}") for number, line in enumerate(lines, 1)]
     if not all(isinstance(row, dict) and {"epoch", "train_loss", "test_accuracy"} <= row.keys() for row in rows):
         raise UserError(f"{path} is not a metrics.jsonl: expected epoch, train_loss, test_accuracy .. on each line")
+    for row in rows:
+        odd = [key for key, value in row.items() if isinstance(value, bool) or not isinstance(value, int | float | None)
+               or (value is None and key in ("epoch", "train_loss", "test_accuracy"))]
+        if odd:
+            raise UserError(f"{path} is not a metrics.jsonl: {odd[0]} is {shown(row[odd[0]])} where a number was expected")
     return rows
 
 
 def write_metrics(path, rows):
-    """Write `rows`, one JSON object a line."""
-    write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
+    """Write `rows`, one JSON object a line; a number that is not finite, which JSON has no word for, as null."""
+    rows = [{key: value if math.isfinite(value) else None for key, value in row.items()} for row in rows]
+    write_atomically(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows).encode())

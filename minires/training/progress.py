@@ -24,6 +24,11 @@ class NotebookBar:
         self._line.update({"text/plain": ""}, raw=True)
 
 
+def is_live(console):
+    """Whether a bar can be drawn again and again: FORCE_COLOR lets rich take a log file for a terminal, which it is not."""
+    return console.is_terminal and console.file.isatty()
+
+
 class Progress:
     """Shows a run of `epochs` epochs of `steps` steps. Use as a context manager; `show=False` is silent."""
 
@@ -38,7 +43,7 @@ class Progress:
         self.console = Console(soft_wrap=True, highlight=False, markup=False)
         self.bar = Bar(TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"), BarColumn(),
                        TextColumn("{task.fields[status]}"), TimeRemainingColumn(), TextColumn("left"),
-                       console=self.console, disable=not self.console.is_terminal, transient=True)
+                       console=self.console, disable=not is_live(self.console), transient=True)
         self.task = self.bar.add_task("train", total=epochs * steps, completed=done_epochs * steps, epochs=epochs,
                                       epoch=done_epochs + 1, status="first step")
         # rich's own needs ipywidgets in a notebook.
@@ -63,7 +68,7 @@ class Progress:
 
     def step(self, score):
         """A step is done; score: the epoch's so far."""
-        if self.show and (self.console.is_terminal or self.line):
+        if self.show and (is_live(self.console) or self.line):
             self.bar.update(self.task, advance=1)
             if score.images:  # a device's first batches are still waiting to be read
                 rate = score.images / (time.perf_counter() - self.began)

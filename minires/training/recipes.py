@@ -1,6 +1,7 @@
 """Recipes: the settings of a training run that are chosen together, by name."""
 from dataclasses import dataclass, replace
 
+from minires import arguments
 from minires.errors import UserError
 from minires.optim import SGD
 from minires.schedules import CosineLR, MultiStepLR, OneCycleLR, WarmUp
@@ -24,6 +25,14 @@ class Recipe:
     label_smoothing: float = 0.0
     augment: bool = True
 
+    def __post_init__(self):
+        arguments.choice("schedule", self.schedule, ("onecycle", "multistep", "cosine"))
+        arguments.number("lr", self.lr, above=0)
+        for name in ("weight_decay", "momentum", "label_smoothing"):
+            arguments.number(name, getattr(self, name), 0)
+        for name in ("nesterov", "decay_all", "augment"):
+            arguments.flag(name, getattr(self, name))
+
     def make_optimiser(self, parameters):
         """SGD over `parameters`."""
         return SGD(parameters, self.lr, self.momentum, self.weight_decay, self.nesterov, decay_all=self.decay_all)
@@ -34,9 +43,7 @@ class Recipe:
             return OneCycleLR(optimiser, self.lr, total_steps)
         if self.schedule == "multistep":
             return MultiStepLR(optimiser, (max(1, total_steps // 2), max(1, total_steps * 3 // 4)))
-        if self.schedule == "cosine":
-            return WarmUp(CosineLR(optimiser, total_steps), max(1, total_steps // 20))
-        raise UserError(f"unknown schedule {self.schedule!r}: choose onecycle, multistep or cosine")
+        return WarmUp(CosineLR(optimiser, total_steps), max(1, total_steps // 20))
 
 
 RECIPES = {
@@ -55,12 +62,13 @@ def make_recipe(name, lr=None, weight_decay=None):
 
     UserError for an unknown name, a learning rate that is not above 0 or a negative weight decay.
     """
-    if name not in RECIPES:
-        raise UserError(f"unknown recipe {name!r}: choose one of {', '.join(RECIPES)}")
-    if lr is not None and not 0 < lr < float("inf"):
-        raise UserError(f"learning rate {lr} is not above 0: expected a number such as {RECIPES[name].lr}")
-    if weight_decay is not None and not 0 <= weight_decay < float("inf"):
-        raise UserError(f"weight decay {weight_decay} is negative: expected 0 or a number such as 5e-4")
+    if not isinstance(name, str) or name not in RECIPES:
+        raise UserError(f"unknown recipe {arguments.shown(name)}: choose one of {', '.join(RECIPES)}")
+    if lr is not None and not (arguments.is_number(lr) and 0 < lr < float("inf")):
+        raise UserError(f"learning rate {arguments.shown(lr)} is not above 0: expected a number such as {RECIPES[name].lr}")
+    if weight_decay is not None and not (arguments.is_number(weight_decay) and 0 <= weight_decay < float("inf")):
+        raise UserError(f"weight decay {arguments.shown(weight_decay)} is negative or no number: expected 0 or a "
+                        "number such as 5e-4")
     given = {"lr": lr, "weight_decay": weight_decay}
     return replace(RECIPES[name], **{key: value for key, value in given.items() if value is not None})
 

@@ -1,12 +1,14 @@
 """A run of the command line: its settings, the folder that holds them, and the Trainer they build."""
 import tomllib
 from dataclasses import asdict, dataclass, fields
+from itertools import count
 from pathlib import Path
 
 import numpy as np
 import tomli_w
 
 import minires
+from minires import arguments
 from minires.backends import require_device
 from minires.data import Loader, channel_statistics, load_dataset, split_train_validation
 from minires.errors import UserError
@@ -40,15 +42,24 @@ class Settings:
     validation: int = 0
     shortcut: str | None = None
     data_dir: str | None = None
+    on_nonfinite: str = "stop"
 
     def __post_init__(self):
         for name, value, least in (("epochs", self.epochs, 1), ("batch size", self.batch_size, 1),
                                    ("seed", self.seed, 0), ("validation size", self.validation, 0)):
+            if not arguments.is_integer(value):
+                raise UserError(f"{name} must be a whole number, got {arguments.shown(value)}")
             if value < least:
                 raise UserError(f"{name} {value} is too small: expected {least} or more")
+            arguments.integer(name, value, least, 2**53)
+        for name in ("model", "dataset", "recipe_name", "shortcut", "data_dir"):
+            arguments.text(name, getattr(self, name), optional=name in ("shortcut", "data_dir"))
+        arguments.choice("on_nonfinite", self.on_nonfinite, ("stop", "skip"))
+        if not isinstance(self.recipe, Recipe):
+            raise UserError(f"recipe must be a Recipe, got {arguments.shown(self.recipe)}")
 
 
-def build_run(settings, out=None, device="cpu", progress=True):
+def build_run(settings, out=None, device="cpu", progress=True, save_every=300.0):
     """(Trainer, ModelCard) for `settings`: data loaded, model initialised, nothing written yet.
 
     The seed gives three independent random streams: initial weights, batches and augmentation, validation split. The
@@ -78,7 +89,7 @@ def build_run(settings, out=None, device="cpu", progress=True):
     trainer = Trainer(model, optimiser, batches, feed(card.loader(test), device),
                       validation=None if validation is None else feed(card.loader(validation), device), schedule=schedule,
                       loss=CrossEntropyLoss(recipe.label_smoothing), out=out, about=card.about(), device=device,
-                      progress=progress)
+                      progress=progress, save_every=save_every, on_nonfinite=settings.on_nonfinite)
     return trainer, card
 
 
@@ -94,34 +105,31 @@ def read_config(folder):
     path = Path(folder) / CONFIG
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content.get("recipe"), dict):
+            raise KeyError("recipe")
         content["recipe"] = Recipe(**content["recipe"])
         return Settings(**{field.name: content[field.name] for field in fields(Settings) if field.name in content})
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): expected the folder of a run") from error
-    except (tomllib.TOMLDecodeError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:  # damaged text, something missing, wrong values
         raise UserError(f"{path} is not the configuration of a run ({error}): it was changed or damaged") from error
 
 
-def make_run_folder(settings, out=None):
-    """Create the folder of a new run and return its path: `out`, or the first that is free of
-    runs/MODEL-DATASET-seedN, ...-2, ...-3. UserError when `out` is there and not empty, or cannot be made."""
-    first = f"runs/{settings.model}-{Path(settings.dataset).name}-seed{settings.seed}" if out is None else str(out)
-    number = 1
-    while True:
-        folder = Path(first if number == 1 else f"{first}-{number}")
+def begin_run(trainer, settings, card, out=None):
+    """Make the folder of a new run, with config.toml and the state before step 1, and return its path: `out`, or the first
+    that is free of runs/MODEL-DATASET-seedN, ...-2, ...-3. UserError when `out` is not empty, or cannot be made."""
+    first = f"runs/{settings.model}-{Path(settings.dataset).name}-seed{settings.seed}"
+    for number in count(1):
+        folder = Path(first if number == 1 else f"{first}-{number}") if out is None else Path(out)
+        if out is None and folder.exists():
+            continue
         try:
-            folder.mkdir(parents=True)
-            return folder
-        except FileExistsError:
-            if out is None:
-                number += 1
-            elif folder.is_dir() and not any(folder.iterdir()):
-                return folder
-            else:
-                raise UserError(f"{folder} is there already: choose another --out, or continue the run in it with "
-                                f"--resume {folder}") from None
-        except OSError as error:
-            raise UserError(f"the run's folder {folder} cannot be made ({error.strerror}): choose another") from error
+            trainer.begin(folder, lambda folder: write_config(folder, settings, card))
+        except UserError:
+            if out is None and folder.exists():  # another run was quicker
+                continue
+            raise
+        return folder
 
 
 def newest_weights(runs="runs"):

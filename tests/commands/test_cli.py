@@ -187,16 +187,21 @@ def test_ctrl_c_is_one_sentence_and_the_run_goes_on_to_the_same_bits(command, tr
     assert code == 2 and "is complete after 2 epochs" in error
 
 
-def test_stopped_before_the_first_epoch(command, pictures, monkeypatch):
+def test_stopped_before_the_first_epoch_the_run_goes_on_from_its_first_step(command, pictures, monkeypatch, tmp_path):
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("minires.training.trainer.evaluate", stop)
-    code, _, error = command("train", "--dataset", pictures, "--batch-size", 6, "--lr", 0.02)
+    arguments = ("train", "--dataset", pictures, "--batch-size", 6, "--lr", 0.02, "--epochs", 1)
+    with monkeypatch.context() as patch:
+        patch.setattr("minires.training.trainer.evaluate", stop)
+        code, _, error = command(*arguments)
     assert code == 130
-    assert error == "minires: stopped after 0 of 30 epochs: nothing was saved yet\n"
-    code, _, error = command("train", "--resume", "runs/resnet20-pictures-seed0")
-    assert code == 2 and "is not a file" in error
+    run = "runs/resnet20-pictures-seed0"
+    assert error == f"minires: stopped after 0 of 1 epochs: go on with minires train --resume {run}\n"
+    assert {path.name for path in (tmp_path / run).iterdir()} == {"config.toml", "metrics.jsonl", "state.safetensors"}
+    assert command("train", "--resume", run)[0] == 0
+    assert command(*arguments, "--out", "whole")[0] == 0
+    assert (tmp_path / run / "last.safetensors").read_bytes() == (tmp_path / "whole" / "last.safetensors").read_bytes()
 
 
 # --- eval and predict ---

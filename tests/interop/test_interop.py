@@ -166,7 +166,7 @@ def test_shortcut_a_has_no_parameters(model, rng):
 @pytest.mark.parametrize("name", ["absent.pth", "absent.safetensors", "weights.h5", "."])
 def test_absent_or_unknown_file(name, fresh, tmp_path):
     (tmp_path / "weights.h5").write_bytes(b"x")
-    with pytest.raises(UserError, match=r"is not a file|unknown suffix '.h5'"):
+    with pytest.raises(UserError, match=r"is not a file|neither a safetensors file"):
         load_torch_weights(fresh, tmp_path / name)
 
 
@@ -198,7 +198,7 @@ def test_a_pickle_is_not_executed(fresh, tmp_path, capsys):
 
 
 def test_not_a_state_dict(fresh, tmp_path):
-    with pytest.raises(UserError, match="the weight epoch is a int, expected an array"):
+    with pytest.raises(UserError, match="no weights were found under the keys epoch: expected a state_dict"):
         load_torch_weights(fresh, {"epoch": 3})
     with pytest.raises(UserError, match="a path or a dict of arrays, got CifarResNet"):
         load_torch_weights(fresh, fresh)

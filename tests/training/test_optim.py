@@ -101,12 +101,12 @@ def test_state_of_another_optimiser_is_refused():
 
 @pytest.mark.parametrize(("make", "reason"), [
     (lambda: SGD([], 0.1), r"no parameters: pass model\.parameters\(\)"),
-    (lambda: SGD([parameter(1, 0)], -1), "lr must be at least 0, got -1"),
-    (lambda: SGD([parameter(1, 0)], float("nan")), "lr must be at least 0, got nan"),
-    (lambda: SGD([parameter(1, 0)], 0.1, weight_decay=-1), "weight_decay must be at least 0"),
-    (lambda: SGD([parameter(1, 0)], 0.1, 1.0), "momentum must be in 0 <= momentum < 1, got 1.0"),
+    (lambda: SGD([parameter(1, 0)], -1), "lr must be a number at least 0, got -1"),
+    (lambda: SGD([parameter(1, 0)], float("nan")), "lr must be a number at least 0, got nan"),
+    (lambda: SGD([parameter(1, 0)], 0.1, weight_decay=-1), "weight_decay must be a number at least 0"),
+    (lambda: SGD([parameter(1, 0)], 0.1, 1.0), "momentum must be a number at least 0 and below 1, got 1.0"),
     (lambda: SGD([parameter(1, 0)], 0.1, nesterov=True), "needs momentum > 0"),
-    (lambda: AdamW([parameter(1, 0)], betas=(0.9, 1.0)), "betas must be in"),
+    (lambda: AdamW([parameter(1, 0)], betas=(0.9, 1.0)), "each of betas must be a number at least 0 and below 1, got 1.0"),
 ])
 def test_wrong_arguments(make, reason):
     with pytest.raises(UserError, match=reason):

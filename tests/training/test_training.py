@@ -73,7 +73,7 @@ def test_it_learns_and_reports_every_epoch(tmp_path):
     assert written == rows
     assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
     assert set(rows[0]) == {"epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "lr", "seconds",
-                            "images_per_second"}
+                            "images_per_second", "grad_norm", "update_ratio"}
     assert rows[0]["images_per_second"] == pytest.approx(90 / rows[0]["seconds"])
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
         "metrics.jsonl", "last.safetensors", "best.safetensors", "state.safetensors", "curves.png"}

@@ -14,7 +14,7 @@ from minires.schedules import CosineLR, MultiStepLR, OneCycleLR, WarmUp
 from minires.training import RECIPES, ModelCard, Settings, build_run, load_model, make_recipe
 from minires.training.metrics import read_metrics, write_metrics
 from minires.training.recipes import default_epochs
-from minires.training.run import make_run_folder, newest_weights, read_config, write_config
+from minires.training.run import begin_run, newest_weights, read_config, write_config
 
 
 @pytest.fixture
@@ -205,17 +205,22 @@ def test_a_checkpoint_rebuilds_its_model(tmp_path):
     assert set(load_file(tmp_path / "m.safetensors")) == set(model.state_dict())
 
 
-def test_run_folders_are_never_shared(tmp_path, monkeypatch):
+def test_run_folders_are_never_shared(tmp_path, monkeypatch, picture_folder):
     monkeypatch.chdir(tmp_path)
-    names = [str(make_run_folder(settings("some/where/pictures"))) for _ in range(3)]
-    assert names == [f"runs/resnet20-pictures-seed0{suffix}" for suffix in ("", "-2", "-3")]
-    mine = make_run_folder(settings("shapes"), "mine")
-    assert make_run_folder(settings("shapes"), "mine") == mine  # still empty
-    (mine / "metrics.jsonl").touch()
+    wanted = settings(picture_folder)
+
+    def begin(out=None):
+        return str(begin_run(*build_run(wanted)[:1], wanted, build_run(wanted)[1], out))
+
+    assert [begin() for _ in range(3)] == [f"runs/resnet20-pictures-seed0{suffix}" for suffix in ("", "-2", "-3")]
+    (tmp_path / "mine").mkdir()
+    assert begin("mine") == "mine"  # still empty
     with pytest.raises(UserError, match=r"is there already.*--resume mine"):
-        make_run_folder(settings("shapes"), "mine")
+        begin("mine")
     with pytest.raises(UserError, match="cannot be made"):
-        make_run_folder(settings("shapes"), "mine/metrics.jsonl/deeper")
+        begin("mine/metrics.jsonl/deeper")
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == [
+        f"resnet20-pictures-seed0{suffix}" for suffix in ("", "-2", "-3")]
 
 
 def test_the_newest_weights(tmp_path):

@@ -1,9 +1,11 @@
 """The CPU back end: Numba kernels for what costs time; BLAS, through NumPy, for the one small matrix product.
 
-Reading order: microkernel (the inner loop), geometry (which elements it multiplies), conv, norm, pool, elementwise, plain;
-and simd (vectors as values), host (how wide they are), arena (memory that is used again), threads and counter (who computes
-what), launches (all of it again, without Python), jit and ahead (how and when kernels are compiled), llvm and numba_private
-(phrases of the compiler's language, and what is assumed of it), environment (what is read before the compiler is there).
+Reading order: microkernel (the inner loop), images (how images lie in scratch, and what is done to them on the way), units
+(how work is shared out), geometry (which elements are multiplied), direct, transforms, winograd, algorithm and convolution
+(the operators), norm, pool, elementwise, plain; and simd (vectors as values), host (how wide they are), arena (memory that
+is used again), threads and counter (who computes what), launches (all of it again, without Python), jit and ahead (how and
+when kernels are compiled), llvm and numba_private (phrases of the compiler's language, and what is assumed of it),
+environment (what is read before the compiler is there).
 """
 import sys
 
