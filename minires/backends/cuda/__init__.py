@@ -8,13 +8,12 @@ results, losses too, stay on it until they are read.
 """
 import cupy
 
-from minires.backends import composed, groupnorm, reference, soft_targets
+from minires.backends import composed, reference
 from minires.backends.cuda import conv, elementwise, fused, losses, norm, optim, pool
 from minires.backends.cuda.launches import Launches as Launches  # of no operator
 from minires.backends.cuda.launches import here as here
 
-globals().update(reference.operators_of(composed, conv, elementwise, fused, groupnorm, losses, norm, optim, pool,
-                                        soft_targets))
+globals().update(reference.operators_of(composed, conv, elementwise, fused, losses, norm, optim, pool))
 
 
 def asarray(array):
