@@ -169,8 +169,8 @@ def measure_first_steps(model, batch, engines, threads, launches, cold=False, de
 
 def usable_threads(threads):
     """The number of threads to use: as given, or all cores."""
-    from minires.bench.machine import cores
     from minires.errors import UserError
+    from minires.machine import cores
 
     most = cores()
     if threads is None:

@@ -126,7 +126,7 @@ def _vectors():
 
 
 def _cores():
-    from minires.bench.machine import cores, memory_bytes, processor
+    from minires.machine import cores, memory_bytes, processor
 
     limit = f", NUMBA_NUM_THREADS={os.environ['NUMBA_NUM_THREADS']}" if "NUMBA_NUM_THREADS" in os.environ else ""
     return f"{cores()} of {os.cpu_count()} usable{limit}, {processor()}, {memory_bytes() / 2**30:.1f} GiB of memory"

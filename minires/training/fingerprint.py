@@ -78,7 +78,7 @@ def _of_settings(thing):
 
 def _environment():
     versions = {name: importlib.metadata.version(name) for name in ("numpy", "numba")}
-    from minires.bench.machine import processor
+    from minires.machine import processor
 
     return {"minires": minires.__version__, "python": platform.python_version(), **versions, "system": platform.system(),
             "processor": processor()}

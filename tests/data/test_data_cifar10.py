@@ -6,6 +6,7 @@ import http.server
 import io
 import os
 import pickle
+import sys
 import tarfile
 import threading
 
@@ -298,6 +299,7 @@ def test_download_verifies_unpacks_and_is_done_once(small_files, site, binary, t
 def test_on_a_terminal_a_bar_shows_size_and_time(small_files, site, monkeypatch, capsys):
     monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes standard error for a terminal
     monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     load_cifar10()
     shown = capsys.readouterr().err
     assert "CIFAR-10" in shown and "kB" in shown and "0:00:00" in shown and "downloading" not in shown

@@ -230,7 +230,7 @@ def test_a_wrong_x_is_one_sentence(layer, wrong, reason, backend):
 
 
 @pytest.mark.parametrize(("make", "reason"), [
-    (lambda: Conv2d(0, 4, 3), "in_channels must be an int of at least 1, got 0"),
+    (lambda: Conv2d(0, 4, 3), "in_channels must be an int of at least 1 and at most 1,048,576, got 0"),
     (lambda: Conv2d(3, 4.0, 3), "out_channels must be an int"),
     (lambda: Conv2d(3, 4, 0), "kernel_size must be an int of at least 1 or a pair of them, got 0"),
     (lambda: Conv2d(3, 4, (3, 3, 3)), "kernel_size"),
@@ -242,7 +242,7 @@ def test_a_wrong_x_is_one_sentence(layer, wrong, reason, backend):
     (lambda: AvgPool2d(0), "kernel_size"),
     (lambda: BatchNorm2d(0), "num_features"),
     (lambda: Linear(3, -1), "out_features"),
-    (lambda: Dropout(1.0), "0 <= p < 1, got 1.0"),
+    (lambda: Dropout(1.0), "must be a number at least 0 and below 1, got 1.0"),
     (lambda: BasicBlock(3, 4, shortcut="C"), "unknown shortcut 'C': choose A"),
     (lambda: BasicBlock(8, 4, shortcut="A"), "shortcut A only adds channels"),
     (lambda: Bottleneck(3, 4, shortcut="x"), "unknown shortcut"),

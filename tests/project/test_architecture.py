@@ -8,10 +8,10 @@ import minires
 
 PACKAGE = Path(minires.__file__).parent
 # Each room may import from those before it, and from its own.
-ORDER = ["errors", "reprs", "files", "backends", "init", "watching", "layer", "layers", "losses", "optim", "schedules",
-         "models", "plan", "data", "plots", "interop", "training", "evaluation", "study", "bench", "commands", "cli",
-         "__main__"]
-DATA_KNOWS = {"data", "errors", "reprs"}
+ORDER = ["errors", "arguments", "reprs", "files", "machine", "backends", "init", "watching", "layer", "layers", "losses",
+         "optim", "schedules", "models", "plan", "data", "plots", "interop", "training", "evaluation", "study", "bench",
+         "commands", "cli", "__main__"]
+DATA_KNOWS = {"arguments", "data", "errors", "init", "reprs"}
 
 
 def imports_of(path):

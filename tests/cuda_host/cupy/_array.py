@@ -230,6 +230,9 @@ class ndarray:
             return self
         return computed(lambda: self._a.astype(dtype, order))
 
+    def dot(self, other):
+        return computed(lambda: np.asarray(self._a.dot(host(other))))
+
     def fill(self, value):
         value = host(value)
         changed(lambda: self._a.fill(value))
