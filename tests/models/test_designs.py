@@ -147,7 +147,7 @@ def test_torchvisions_names():
 MISTAKES = {
     "a stage too many": ({"blocks": (1, 1), "channels": (4,)}, r"blocks \(1, 1\) and channels \(4,\) do not fit"),
     "no stage": ({"blocks": (), "channels": ()}, "do not fit"),
-    "no blocks": ({"blocks": (0,), "channels": (4,)}, "must be an int of at least 1, got 0"),
+    "no blocks": ({"blocks": (0,), "channels": (4,)}, "must be an int of at least 1 and at most 1,048,576, got 0"),
     "a block": ({**SMALL, "block": "cubic"}, "unknown block 'cubic': choose one of basic, bottleneck"),
     "a norm": ({**SMALL, "norm": "instance"}, "unknown norm 'instance': choose one of batch, layer, group"),
     "a norm where none is": ({**SMALL, "block": "fixup", "norm": "group"}, "fixup has no normalisation, got norm 'group'"),

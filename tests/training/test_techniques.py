@@ -1,4 +1,7 @@
 """Training techniques: clipping, averages, accumulation, groups and freezing, early stopping, augmentations."""
+import os
+import signal
+
 import numpy as np
 import pytest
 from conftest import relative_error
@@ -13,6 +16,7 @@ from minires.losses import CrossEntropyLoss
 from minires.models import build_model
 from minires.optim import SGD, AdamW, prune, set_parameters
 from minires.training import Trainer
+from minires.training.stopping import Stopped
 
 SMALL = {"blocks": (1, 1), "channels": (4, 8)}
 
@@ -252,6 +256,39 @@ def test_the_average_is_evaluated_and_saved_and_goes_on_after_a_restore(rng, tmp
         assert np.array_equal(saved["fc.weight"], resumed.model.fc.weight.data)
         score = minires.training.evaluate(resumed.model, CrossEntropyLoss(), resumed.test)
     assert score.loss == pytest.approx(rows[-1]["test_loss"])
+
+
+@pytest.mark.parametrize("asked", ["in a step", "in an evaluation"])
+def test_a_stopped_run_goes_on_with_averages_accumulation_and_augmentations(asked, tmp_path):
+    """Asked to stop while the average stands in the weights' place the state has the optimiser's own all the same."""
+    def made(out):
+        result = trainer(None, out, optimiser={"average": 0.9, "accumulate": 2, "max_norm": 1})
+        result.train = Loader(result.train.dataset, 8, mean=[0.5] * 3, std=[0.3] * 3, shuffle=True,
+                              augment=[CropAndFlip(1), Noise(0.1), MixUp()], rng=np.random.default_rng(1))
+        return result
+
+    made(tmp_path / "straight").fit(2)
+    stopped, begun = made(tmp_path / "run"), []
+
+    def ask(function):
+        def called(*arguments):
+            begun.append(function)
+            if len(begun) == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return function(*arguments)
+        return called
+
+    if asked == "in a step":
+        stopped.optimiser.step = ask(stopped.optimiser.step)
+    else:
+        stopped._until_asked = ask(stopped._until_asked)
+    with pytest.raises(Stopped):
+        stopped.fit(2)
+    again = made(tmp_path / "run").restore()
+    assert again.notes == []
+    again.fit(2)
+    for name in ("last.safetensors", "best.safetensors"):
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "straight" / name).read_bytes()
 
 
 # --- augmentations ---
