@@ -61,25 +61,44 @@ class Parameter(Shown, Noticed):
     """An array that is learned, and the gradient of the loss with respect to it, of the same shape and dtype.
 
     `backward` adds to `grad`; `zero_grad` empties it. `decays` says whether weight decay is meant for it when an
-    optimiser is told to spare biases and normalisation.
+    optimiser is told to spare biases and normalisation. An optimiser multiplies its rate by `lr_factor` and its weight decay
+    by `decay_factor`. `frozen = True`: no gradient is computed for it, and no optimiser moves it; `grad` is a new array of
+    zeros (`minires.optim.set_parameters` sets all of these by name). `mask`: None, or ones, and zeros where optimisers keep
+    the data at zero (`minires.optim.prune`).
     """
+
+    lr_factor = decay_factor = 1.0
+    mask, _frozen = None, False
 
     def __init__(self, data, decays=True):
         self.data = data
         self.grad = np.zeros_like(data)
         self.decays = decays
 
+    @property
+    def frozen(self):
+        """Whether it stays as it is."""
+        return self._frozen
+
+    @frozen.setter
+    def frozen(self, frozen):
+        if frozen != self._frozen:
+            self._frozen, self.grad = bool(frozen), self.grad * 0  # another array: who planned with the old one notices
+
     def zero_grad(self):
         """Set the gradient to zero, in place."""
         self.grad.fill(0)
 
     def accumulate(self, gradient):
-        """grad += gradient, in place."""
+        """grad += gradient, in place, unless frozen."""
+        if self._frozen:
+            return
         ops_for(self.grad).add_into(self.grad, gradient)
 
     def convert(self, change):
         """Replace data and gradient by `change` of them (a dtype or device conversion)."""
         self.data, self.grad = change(self.data), change(self.grad)
+        self.mask = None if self.mask is None else change(self.mask)
 
 
 def zero_gradients(parameters):

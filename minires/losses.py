@@ -10,9 +10,9 @@ from minires.reprs import Shown
 class CrossEntropyLoss(Shown):
     """Softmax and cross-entropy in one, averaged over the batch.
 
-    y: (N, K) logits; target: (N,) integers in 0 .. K-1
+    y: (N, K) logits; target: (N,) integers in 0 .. K-1, or (N, K) shares of the classes, which add up to 1 (mixup)
 
-        p = softmax(y)      q = (1 - label_smoothing) * one_hot(target) + label_smoothing / K
+        p = softmax(y)      q = (1 - label_smoothing) * one_hot(target) + label_smoothing / K, or shares for one_hot
         loss = -sum over N, K of q * log(p) / N
 
     Backward. log p = y - log(sum exp y), so row by row δ(log p) = δy - sum(p * δy), δL = -sum(q * δ(log p)), and sum(q) = 1:
@@ -31,7 +31,12 @@ class CrossEntropyLoss(Shown):
         _require_arrays("CrossEntropyLoss", y=y, target=target)
         if y.ndim != 2 or y.size == 0 or y.dtype.kind != "f":
             raise UserError(f"CrossEntropyLoss expects logits y of shape (N, K), at least one row, got {tuple(y.shape)}")
-        N = len(y)
+        N, K = y.shape
+        if target.shape == (N, K) and target.dtype == y.dtype:
+            q = target if not self.label_smoothing else target * (1 - self.label_smoothing) + self.label_smoothing / K
+            loss, softmax = ops_for(y).soft_cross_entropy_forward(y, q)
+            self._kept = softmax, q
+            return _number(loss)
         if target.shape != (N,) or target.dtype.kind not in "iu":
             raise UserError(f"CrossEntropyLoss expects {N} integer targets, one per row of y, got shape {target.shape} of "
                             f"dtype {target.dtype}")
@@ -41,6 +46,8 @@ class CrossEntropyLoss(Shown):
 
     def backward(self):
         (softmax, target), self._kept = _once(self), None
+        if target.ndim == 2:
+            return ops_for(softmax).soft_cross_entropy_backward(softmax, target)
         return ops_for(softmax).softmax_cross_entropy_backward(softmax, target, self.label_smoothing)
 
 

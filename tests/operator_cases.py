@@ -154,7 +154,35 @@ def folded(draw, x, weight, dy, *_):
     yield from [(weight, given, scale, shift, mean, mean**2, EPS) for given in (None, bias)]
 
 
+def groups_of(backward):
+    """Group normalisations of every kind, of groups of more than two values (of two, dx cancels to noise)."""
+    def case(draw, *shape):
+        C = shape[3]
+        for groups in sorted({1, C, max(1, C // 4)}):
+            if C % groups == 0 and np.prod(shape[1:]) // groups > 2:
+                x, weight, bias = draw(*shape), draw(C), draw(C)
+                statistics = reference.groupnorm_forward(x, weight, bias, groups, EPS)[1:]
+                yield (draw(*shape), x, *statistics, weight, EPS) if backward else (x, weight, bias, groups, EPS)
+    return on(IMAGES, case)
+
+
+def shares(draw, N, K):
+    return draw.rng.dirichlet(np.ones(K), N).astype(draw.dtype)
+
+
 ARGUMENTS = {
+    "gelu_forward": on(SHAPES, lambda draw, *shape: [(3 * draw(*shape),)]),
+    "gelu_backward": on(SHAPES, lambda draw, *shape: [(draw(*shape), 3 * draw(*shape))]),
+    "silu_forward": on(SHAPES, lambda draw, *shape: [(scale * draw(*shape),) for scale in (3, 300)]),
+    "silu_backward": on(SHAPES, lambda draw, *shape: [(draw(*shape), scale * draw(*shape)) for scale in (3, 300)]),
+    "leaky_relu_forward": on(SHAPES, lambda draw, *shape: [(np.round(draw(*shape)), slope) for slope in (0.2, 0.0)]),
+    "leaky_relu_backward": on(SHAPES, lambda draw, *shape: [
+        (draw(*shape), reference.leaky_relu_forward(np.round(draw(*shape)), 0.2), 0.2)]),
+    "groupnorm_forward": groups_of(backward=False),
+    "groupnorm_backward": groups_of(backward=True),
+    "soft_cross_entropy_forward": on(LINEARS, lambda draw, N, C, K: [
+        (scale * draw(N, K), shares(draw, N, K)) for scale in (1, 10_000)]),
+    "soft_cross_entropy_backward": on(LINEARS, lambda draw, N, C, K: [(shares(draw, N, K), shares(draw, N, K))]),
     "relu_forward": on(SHAPES, lambda draw, *shape: [(draw(*shape),), (np.round(draw(*shape)),)]),
     "relu_backward": on(SHAPES, lambda draw, *shape: [(draw(*shape), reference.relu_forward(np.round(draw(*shape))))]),
     "add": on(SHAPES, lambda draw, *shape: [(draw(*shape), draw(*shape))]),

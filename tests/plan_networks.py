@@ -12,28 +12,13 @@ from minires.layers import (
     Dropout,
     Flatten,
     GlobalAvgPool2d,
-    Identity,
     LayerNorm,
     Linear,
     MaxPool2d,
     PlainBlock,
     ReLU,
+    Residual,
 )
-
-
-class Residual(Layer):
-    """y = relu(F(x) + S(x)) of layers, by NumPy's plus."""
-
-    def __init__(self, branch, shortcut=None, *, relu=True):
-        self.branch, self.shortcut = branch, Identity() if shortcut is None else shortcut
-        self.relu = ReLU() if relu else Identity()
-
-    def forward(self, x):
-        return self.relu.forward(self.branch.forward(x) + self.shortcut.forward(x))
-
-    def backward(self, dy):
-        g = self.relu.backward(dy)
-        return self.branch.backward(g) + self.shortcut.backward(g)
 
 
 class Scaled(Layer):
@@ -93,15 +78,15 @@ def conv(C, O, rng, stride=1, kernel=3, bias=False):
 
 
 def preactivation(C, rng):
-    return Residual(Sequential(BatchNorm2d(C), ReLU(), conv(C, C, rng), BatchNorm2d(C), ReLU(), conv(C, C, rng)), relu=False)
+    return Residual(Sequential(BatchNorm2d(C), ReLU(), conv(C, C, rng), BatchNorm2d(C), ReLU(), conv(C, C, rng)))
 
 
 def unnormalised(C, rng):
-    return Residual(Sequential(conv(C, C, rng, bias=True), ReLU(), conv(C, C, rng, bias=True)))
+    return Sequential(Residual(Sequential(conv(C, C, rng, bias=True), ReLU(), conv(C, C, rng, bias=True))), ReLU())
 
 
 def own_basic(C, rng):
-    return Residual(Sequential(conv(C, C, rng), BatchNorm2d(C), ReLU(), conv(C, C, rng), BatchNorm2d(C)))
+    return Sequential(Residual(Sequential(conv(C, C, rng), BatchNorm2d(C), ReLU(), conv(C, C, rng), BatchNorm2d(C))), ReLU())
 
 
 def classifier(C, rng, *layers):
@@ -123,7 +108,8 @@ NETWORKS = {
     "without normalisation": lambda r: classifier(8, r, unnormalised(8, r), unnormalised(8, r)),
     "a block of one's own": lambda r: classifier(8, r, own_basic(8, r), own_basic(8, r)),
     "dropout in a block": lambda r: classifier(8, r, Residual(Sequential(
-        conv(8, 8, r), BatchNorm2d(8), ReLU(), Dropout(0.3, rng=np.random.default_rng(5)), conv(8, 8, r), BatchNorm2d(8)))),
+        conv(8, 8, r), BatchNorm2d(8), ReLU(), Dropout(0.3, rng=np.random.default_rng(5)), conv(8, 8, r), BatchNorm2d(8))),
+        ReLU()),
     "pools": lambda r: Sequential(conv(3, 8, r, bias=True), ReLU(), MaxPool2d(3, 2, 1), conv(8, 8, r), AvgPool2d(2),
                                   LayerNorm(8), Flatten(), Linear(8 * 16, 10, rng=r)),
     "NumPy's arithmetic": lambda r: classifier(8, r, Scaled(), own_basic(8, r), Scaled()),

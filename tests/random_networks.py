@@ -21,6 +21,7 @@ from minires import layers, models
 from minires.backends.reference import output_size
 from minires.layer import Sequential
 from minires.layers.arguments import pair
+from minires.models.blocks import BLOCKS
 from minires.study import randomise_parameters
 
 WIDTHS = (4, 8, 3, 16, 5, 1, 17)  # channels: what vectors divide, in one dtype or both, and what they do not
@@ -52,9 +53,14 @@ def _layer(description):
     kind, arguments = description
     if kind == "Sequential":
         return Sequential(*map(_layer, arguments))
+    if kind == "Residual":
+        branch, shortcut = arguments
+        return layers.Residual(*(path and _layer(("Sequential", path)) for path in (branch, shortcut)))
     if kind == "CifarResNet":
         *arguments, plain, in_channels = arguments
         return models.CifarResNet(*arguments, plain=plain, in_channels=in_channels)
+    if kind in BLOCKS:
+        return BLOCKS[kind].make(*arguments)
     return getattr(layers, kind)(*arguments)
 
 
@@ -93,7 +99,8 @@ def _append_layers(pick, made, shape, count, training):
     for _ in range(count):
         kind = pick(*_KINDS, "Conv2d", "Conv2d", "Conv2d", "BasicBlock", "ReLU")
         description, result = _KINDS[kind](pick, shape, training)
-        normalises = training and kind in ("BatchNorm2d", "BasicBlock", "PlainBlock", "Bottleneck")
+        normalises = training and kind in ("BatchNorm2d", "BasicBlock", "PlainBlock", "Bottleneck", "preactivation",
+                                           "preactivation bottleneck")
         if min(result) < 1 or (normalises and result[0] * result[1] * result[2] < FEWEST):
             continue
         made.append((kind, description))
@@ -148,10 +155,26 @@ def _sequential(pick, shape, training):
     return tuple(made), result
 
 
+def _residual(pick, shape, training):
+    """A branch of random layers; where it changes the shape, the shortcut is made as the branch is."""
+    branch, result = _sequential(pick, shape, training)
+    return (branch, None if result == shape else branch), result
+
+
+def _groupnorm(pick, shape, training):
+    C = shape[3]
+    groups = pick(1, C, C // 2 if C % 2 == 0 else 1)
+    enough = shape[1] * shape[2] * C // groups >= FEWEST
+    return (groups, C), shape if enough else (0,) * 4
+
+
 _KINDS = {
     "Conv2d": _conv,
     "BasicBlock": _block,
     "ReLU": lambda pick, shape, training: ((), shape),
+    "LeakyReLU": lambda pick, shape, training: ((pick(0.2, 0.01, 0.0),), shape),
+    "GELU": lambda pick, shape, training: ((), shape),
+    "SiLU": lambda pick, shape, training: ((), shape),
     "BatchNorm2d": lambda pick, shape, training: ((shape[3],), shape),
     "LayerNorm": lambda pick, shape, training: ((shape[3],), shape if shape[3] > 3 else (0,) * 4),
     "MaxPool2d": lambda *given: _pool(*given, dilations=((1, 1), (2, 1), (1, 2))),
@@ -160,4 +183,10 @@ _KINDS = {
     "Bottleneck": _bottleneck,
     "PaddedShortcut": _padded_shortcut,
     "Sequential": _sequential,
+    **dict.fromkeys(("preactivation", "unnormalised", "skipinit", "fixup"), _block),
+    "preactivation bottleneck": _bottleneck,
+    "Residual": _residual,
+    "GroupNorm": _groupnorm,
+    "Scale": lambda pick, shape, training: ((pick(shape[3], 1),), shape),
+    "Bias": lambda pick, shape, training: ((pick(shape[3], 1),), shape),
 }

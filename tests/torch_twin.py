@@ -6,7 +6,7 @@ from torch import nn
 
 from minires import layers as ours
 from minires.layer import Sequential
-from minires.models import CifarResNet
+from minires.models import CifarResNet, ImageNetResNet, ResNet
 
 
 class LayerNorm(nn.LayerNorm):
@@ -28,6 +28,39 @@ class Flatten(nn.Module):
         return x.permute(0, 2, 3, 1).flatten(1)
 
 
+class Residual(nn.Module):
+    def __init__(self, branch, shortcut):
+        super().__init__()
+        self.branch, self.shortcut = branch, shortcut
+
+    def forward(self, x):
+        return self.branch(x) + self.shortcut(x)
+
+
+class Scale(nn.Module):
+    """By a number a channel, or by one."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+
+    def forward(self, x):
+        return x * _of_channels(self.weight, x)
+
+
+class Bias(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x):
+        return x + _of_channels(self.bias, x)
+
+
+def _of_channels(vector, x):
+    return vector[:, None, None] if x.ndim == 4 else vector
+
+
 class PaddedShortcut(nn.Module):
     """Of strides that differ along the axes."""
 
@@ -43,6 +76,20 @@ class PaddedShortcut(nn.Module):
 def _convolution(layer):
     return nn.Conv2d(layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding, layer.dilation,
                      bias=layer.bias is not None)
+
+
+class Chain(nn.Module):
+    """Children one after another, under their names."""
+
+    def __init__(self, named):
+        super().__init__()
+        for name, module in named:
+            self.add_module(name, module)
+
+    def forward(self, x):
+        for module in self.children():
+            x = module(x)
+        return x
 
 
 def _block(layer):
@@ -61,7 +108,16 @@ _MODULES = {
     ours.Conv2d: _convolution,
     ours.BatchNorm2d: lambda layer: nn.BatchNorm2d(layer.num_features, layer.eps, layer.momentum),
     ours.LayerNorm: lambda layer: LayerNorm(layer.num_features, layer.eps),
+    ours.GroupNorm: lambda layer: nn.GroupNorm(layer.num_groups, layer.num_channels, layer.eps),
+    ours.Scale: lambda layer: Scale(layer.channels),
+    ours.Bias: lambda layer: Bias(layer.channels),
+    ours.Residual: lambda layer: Residual(_module(layer.branch), _module(layer.shortcut)),
+    **dict.fromkeys((ResNet, ImageNetResNet), lambda layer: Chain((name, _module(child))
+                                                                 for name, child in layer.named_children())),
     ours.ReLU: lambda layer: nn.ReLU(),
+    ours.LeakyReLU: lambda layer: nn.LeakyReLU(layer.slope),
+    ours.GELU: lambda layer: nn.GELU(),
+    ours.SiLU: lambda layer: nn.SiLU(),
     ours.MaxPool2d: lambda layer: nn.MaxPool2d(layer.kernel_size, layer.stride, layer.padding, layer.dilation),
     ours.AvgPool2d: lambda layer: nn.AvgPool2d(layer.kernel_size, layer.stride, layer.padding),
     ours.GlobalAvgPool2d: lambda layer: GlobalMean(),

@@ -11,6 +11,14 @@ from types import FunctionType
 import numpy as np
 
 from minires.backends import composed
+from minires.backends.activations import (  # noqa: F401
+    gelu_backward,
+    gelu_forward,
+    leaky_relu_backward,
+    leaky_relu_forward,
+    silu_backward,
+    silu_forward,
+)
 from minires.backends.composed import (  # noqa: F401
     add_into,
     batchnorm_coefficients,
@@ -23,6 +31,8 @@ from minires.backends.composed import (  # noqa: F401
     update_running,
     zero,
 )
+from minires.backends.groupnorm import groupnorm_backward, groupnorm_forward  # noqa: F401
+from minires.backends.soft_targets import soft_cross_entropy_backward, soft_cross_entropy_forward  # noqa: F401
 from minires.errors import UserError
 
 

@@ -158,7 +158,8 @@ def _unit(x, weight, stride, padding):
 # An operator's results from its arguments: an array to be like, a shape of the first array's dtype, (shape, dtype), or None.
 RULES = {
     "add": _like, "add_into": _nothing, "zero": _nothing, "update_running": _nothing,
-    "relu_forward": _like, "relu_backward": _like,
+    "relu_forward": _like, "relu_backward": _like, "leaky_relu_forward": _like, "leaky_relu_backward": _like,
+    "gelu_forward": _like, "gelu_backward": _like, "silu_forward": _like, "silu_backward": _like,
     "dropout_keep": lambda x, *_: [(x.shape, np.bool_)], "dropout_forward": _like, "dropout_backward": _like,
     "conv2d_forward": lambda x, weight, bias, *geometry: [_convolved(x, weight, *geometry)],
     "conv2d_input_gradient": lambda dy, weight, x_shape, *_: [x_shape],
@@ -170,6 +171,8 @@ RULES = {
     "batchnorm_coefficients": _coefficients,
     "layernorm_forward": _layer_statistics,
     "layernorm_backward": lambda dy, *_: [dy, dy.shape[-1:], dy.shape[-1:]],
+    "groupnorm_forward": lambda x, weight, bias, groups, eps: [x, *[(x.shape[0], 1, 1, groups, 1)] * 2],
+    "groupnorm_backward": lambda dy, *_: [dy, dy.shape[-1:], dy.shape[-1:]],
     "maxpool2d_forward": lambda x, *geometry: [_pooled(x, *geometry), (_pooled(x, *geometry), np.int32)],
     "maxpool2d_backward": lambda dy, argmax, x_shape, *_: [x_shape],
     "avgpool2d_forward": lambda x, *geometry: [_pooled(x, *geometry)], "avgpool2d_backward": _of_shape,
@@ -178,6 +181,7 @@ RULES = {
     "linear_forward": lambda x, weight, bias: [(x.shape[0], weight.shape[1])],
     "linear_backward": lambda dy, x, weight: [x, weight.shape, weight.shape[1:]],
     "softmax_cross_entropy_forward": lambda logits, *_: [(), logits], "softmax_cross_entropy_backward": _like,
+    "soft_cross_entropy_forward": lambda logits, q: [(), logits], "soft_cross_entropy_backward": _like,
     "mse_forward": lambda *_: [()], "mse_backward": _like,
     # what the plan rewrites them to
     "conv2d_moments": lambda x, prologue, *rest: _unit(x, *rest),
@@ -193,7 +197,9 @@ WRITES = {"add_into": (0,), "zero": (0,), "update_running": (0, 1), "batchnorm_c
           "conv2d_unit_gradient": (11,)}
 # Operators whose first result may lie where one of these arguments lay: each element is read before it is written.
 IN_PLACE = {"conv2d_unit_gradient": (8,), "add_relu_gradient": (0,), "normalise_add_relu": (2, 0), "add": (0, 1),
-            "relu_forward": (0,), "relu_backward": (0,), "normalise": (0,), "normalise_gradient": (0,)}
+            "relu_forward": (0,), "relu_backward": (0,), "gelu_forward": (0,), "gelu_backward": (0,), "silu_forward": (0,),
+            "silu_backward": (0,), "leaky_relu_forward": (0,), "leaky_relu_backward": (0,), "normalise": (0,),
+            "normalise_gradient": (0,)}
 
 
 def in_place(step):

@@ -11,7 +11,8 @@ from itertools import islice
 import numpy as np
 
 from minires.arguments import flag, integer, shown
-from minires.data.augment import Standardise, augment_batch, draw_crops
+from minires.data.augment import Standardise, draw_crops
+from minires.data.augmentations import CropAndFlip, MixUp
 from minires.data.dataset import Dataset
 from minires.errors import UserError
 from minires.init import default_rng
@@ -40,9 +41,10 @@ def split_train_validation(train: Dataset, validation_size: int, rng: np.random.
 class Loader(Shown):
     """Iterate over a data set once, in standardised batches; iterating again is a new epoch.
 
-    Yields (x, target), x: (N, H, W, C) `dtype`, target: (N,) int64, N = batch_size (the last one is smaller, unless
-    drop_last). mean, std: (C,), of the training images' pixels in [0, 1]. augment: random crops and flips (see
-    `augment_batch`). shuffle: a fresh permutation each epoch.
+    Yields (x, target), x: (N, H, W, C) `dtype`, target: (N,) int64, or with MixUp (N, K) shares, N = batch_size (the last
+    one is smaller, unless drop_last). mean, std: (C,), of the training images' pixels in [0, 1]. augment: True for random
+    crops and flips, or a list of `minires.data.augmentations`, or of functions of one's own. shuffle: a fresh permutation
+    each epoch.
 
     An epoch's randomness comes from one number drawn from `rng` when iteration begins: it does not depend on the
     thread's timing or on where the consumer stops, and restoring `rng.bit_generator.state` repeats what followed.
@@ -50,13 +52,13 @@ class Loader(Shown):
     or augment without rng.
     """
 
-    def __init__(self, dataset: Dataset, batch_size: int, *, mean, std, augment: bool = False, shuffle: bool = False,
+    def __init__(self, dataset: Dataset, batch_size: int, *, mean, std, augment: bool | list = False, shuffle: bool = False,
                  rng: np.random.Generator | None = None, drop_last: bool = False, dtype=np.float32):
         if not isinstance(dataset, Dataset):
             raise UserError(f"a loader takes a Dataset, got {shown(dataset)}")
         self.batch_size = integer("batch size", batch_size)
-        augment, shuffle, drop_last = (flag(name, value) for name, value in (
-            ("augment", augment), ("shuffle", shuffle), ("drop_last", drop_last)))
+        shuffle, drop_last = flag("shuffle", shuffle), flag("drop_last", drop_last)
+        augment = _augment(augment)
         if self.batch_size < 1:
             raise UserError(f"batch size {batch_size} is too small: expected 1 or more")
         if len(dataset) == 0:
@@ -70,6 +72,7 @@ class Loader(Shown):
             raise UserError("shuffle or augment without rng: pass rng=numpy.random.default_rng(seed)")
         rng = None if rng is None else default_rng(rng)
         self.dataset, self.augment, self.shuffle, self.drop_last, self.rng = dataset, augment, shuffle, drop_last, rng
+        self.augmentations = [CropAndFlip()] if augment is True else list(augment or ())
         self.standardise = Standardise(mean, std, dtype)
         if self.standardise.channels != dataset.images.shape[-1]:
             raise UserError(
@@ -84,7 +87,7 @@ class Loader(Shown):
 
     def begin_epoch(self) -> tuple[np.ndarray, np.random.Generator | None]:
         """A new epoch: the images' places in the data set, in the order of the batches, and the stream that
-        `augment_batch` draws from, batch by batch (None without shuffle and augment)."""
+        augmentations draw from, batch by batch (None without shuffle and augment)."""
         random = self.shuffle or self.augment
         rng = np.random.default_rng(self.rng.integers(2**63)) if random else None
         return rng.permutation(len(self.dataset)) if self.shuffle else np.arange(len(self.dataset)), rng
@@ -97,7 +100,7 @@ class Loader(Shown):
         # Drawn here and not in the generator, whose body only runs when the first batch is asked for.
         order, rng = self.begin_epoch()
         for batch in range(start if self.augment else 0):
-            draw_crops(len(order[batch * self.batch_size : (batch + 1) * self.batch_size]), rng)
+            self._draw(order[batch * self.batch_size : (batch + 1) * self.batch_size], rng)
         return self._epoch(order, rng, start)
 
     def _epoch(self, order, rng, start):
@@ -112,8 +115,31 @@ class Loader(Shown):
                 ahead.extend(pool.submit(job) for job in islice(jobs, 1))
                 yield batch
 
+    def _draw(self, indices, rng):
+        """Draw what a batch draws: of crops and flips alone without making it."""
+        if any(type(each) is not CropAndFlip for each in self.augmentations):
+            self._batch(indices, rng)
+            return
+        for each in self.augmentations:
+            draw_crops(len(indices), rng, each.padding, each.flip)
+
     def _batch(self, indices, rng):
         images = self.dataset.images[indices]
-        if self.augment:
-            images = augment_batch(images, rng)
-        return self.standardise(images), self.dataset.labels[indices]
+        mixing = [each for each in self.augmentations if isinstance(each, MixUp)]
+        for augmentation in self.augmentations:
+            if augmentation not in mixing:
+                images = augmentation(images, rng)
+        x, target = self.standardise(images), self.dataset.labels[indices]
+        for each in mixing:
+            x, target = each.mix(x, target, len(self.dataset.classes), rng)
+        return x, target
+
+
+def _augment(value):
+    """True, False, or a list of what can be called on images, or is MixUp."""
+    if not isinstance(value, list | tuple):
+        return flag("augment", value)
+    for each in value:
+        if not callable(each) and not isinstance(each, MixUp):
+            raise UserError(f"augment is a list of functions of (images, rng), got {shown(each)} in it")
+    return list(value)

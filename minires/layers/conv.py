@@ -70,8 +70,9 @@ class Conv2d(Layer):
     def backward(self, dy):
         (x,) = self._saved()
         ops, geometry = ops_for(dy), (self.stride, self.padding, self.dilation)
-        self.weight.accumulate(ops.conv2d_weight_gradient(dy, x, self.kernel_size, *geometry))
-        if self.bias is not None:
+        if not self.weight.frozen:
+            self.weight.accumulate(ops.conv2d_weight_gradient(dy, x, self.kernel_size, *geometry))
+        if self.bias is not None and not self.bias.frozen:
             self.bias.accumulate(ops.channel_sum(dy))
         if not self.input_gradient:
             return None

@@ -34,6 +34,8 @@ class Linear(Layer):
 
     def backward(self, dy):
         (x,) = self._saved()
+        if self.weight.frozen and (self.bias is None or self.bias.frozen):
+            return ops_for(dy).linear_forward(dy, self.weight.data.T, None)  # dy @ weight^T
         dx, dweight, dbias = ops_for(dy).linear_backward(dy, x, self.weight.data)
         self.weight.accumulate(dweight)
         if self.bias is not None:

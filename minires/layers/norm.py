@@ -1,4 +1,6 @@
-"""Normalisation: over the batch, and over the channels of one pixel."""
+"""Normalisation: over the batch, over the channels of one pixel, and over groups of channels of one image."""
+import math
+
 import numpy as np
 
 from minires.backends import ops_for
@@ -41,9 +43,12 @@ class BatchNorm2d(Layer):
 
     Source: Ioffe & Szegedy 2015, https://arxiv.org/abs/1502.03167
     UserError when a training batch has one value per channel: its variance is zero and says nothing.
+
+    `frozen = True` takes the running statistics in training too, and leaves them as they are (fine-tuning on small batches).
     """
 
     buffers = ("running_mean", "running_var")
+    frozen = False
 
     def __init__(self, num_features, eps=1e-5, momentum=0.1):
         self.num_features = count("num_features", num_features)
@@ -55,14 +60,14 @@ class BatchNorm2d(Layer):
 
     def forward(self, x):
         self._require(x, ("N", "H", "W", self.num_features))
-        if self.training:
+        if self.batch_statistics:
             m = self.values_per_channel(x)
             y, mean, var = ops_for(x).batchnorm_forward(x, self.weight.data, self.bias.data, self.eps)
             self.update_running(mean, var, m)
         else:
             mean, var = self.running_mean, self.running_var
             y = ops_for(x).batchnorm_apply(x, mean, var, self.weight.data, self.bias.data, self.eps)
-        self._save(x, mean, var, self.training)
+        self._save(x, mean, var, self.batch_statistics)
         return y
 
     def backward(self, dy):
@@ -73,10 +78,15 @@ class BatchNorm2d(Layer):
         self.bias.accumulate(dbias)
         return dx
 
+    @property
+    def batch_statistics(self):
+        """Whether mean and variance are the batch's own: in training, unless frozen."""
+        return self.training and not self.frozen
+
     def values_per_channel(self, x):
         """m = N*H*W of x; UserError for a training batch with a single value per channel."""
         m = x.size // x.shape[-1]
-        if self.training and m < 2:
+        if self.batch_statistics and m < 2:
             raise UserError(f"BatchNorm2d in training needs more than one value per channel, got x of shape {x.shape}: "
                             "use a larger batch or feature map, or eval()")
         return m
@@ -121,3 +131,61 @@ class LayerNorm(Layer):
         self.weight.accumulate(dweight)
         self.bias.accumulate(dbias)
         return dx
+
+
+class GroupNorm(Layer):
+    """Normalise each group of channels of one image over the group and space, then scale and shift each channel.
+
+    x, y: (N, H, W, C); weight, bias: (C,); group g holds the channels g * C / groups to (g + 1) * C / groups - 1
+
+        x_hat = (x - mean) / sqrt(var + eps), mean and var over the m = H * W * C / groups values of a group of one image
+        y = weight * x_hat + bias
+
+    Nothing depends on the batch, so training and evaluation compute the same. groups = 1 is layer normalisation over a whole
+    image, groups = C instance normalisation.
+
+    Backward. As in batch normalisation dx = J g, g = weight * dy, with the sums over a group; as in layer normalisation the
+    weight stays inside them, since it varies there:
+
+        dweight = sum(dy * x_hat)    dbias = sum(dy)    (over all but C)
+        dx = (g - mean(g) - x_hat * mean(g * x_hat)) / sqrt(var + eps)
+
+    Source: Wu & He 2018, https://arxiv.org/abs/1803.08494
+    UserError unless groups divides num_channels. Arguments are in PyTorch's order.
+    """
+
+    def __init__(self, num_groups, num_channels, eps=1e-5):
+        self.num_groups, self.num_channels = count("num_groups", num_groups), count("num_channels", num_channels)
+        self.eps = eps
+        if num_channels % num_groups:
+            raise UserError(f"GroupNorm's num_groups must divide its {num_channels} channels, got {num_groups}")
+        self.weight = Parameter(np.ones(num_channels, np.float32), decays=False)
+        self.bias = Parameter(np.zeros(num_channels, np.float32), decays=False)
+
+    def forward(self, x):
+        self._require(x, ("N", "H", "W", self.num_channels))
+        y, mean, var = ops_for(x).groupnorm_forward(x, self.weight.data, self.bias.data, self.num_groups, self.eps)
+        self._save(x, mean, var)
+        return y
+
+    def backward(self, dy):
+        x, mean, var = self._saved()
+        dx, dweight, dbias = ops_for(dy).groupnorm_backward(dy, x, mean, var, self.weight.data, self.eps)
+        self.weight.accumulate(dweight)
+        self.bias.accumulate(dbias)
+        return dx
+
+
+NORMS = ("batch", "layer", "group")
+CHANNELS_OF_A_GROUP = 16  # Wu & He 2018, table 3: as good as their 32 groups, and fit for narrow networks
+
+
+def make_norm(kind, channels):
+    """The normalisation of some channels: "batch", "layer" or "group" (16 channels a group, or what divides)."""
+    if kind == "batch":
+        return BatchNorm2d(channels)
+    if kind == "layer":
+        return LayerNorm(channels)
+    if kind == "group":
+        return GroupNorm(math.gcd(channels, max(1, channels // CHANNELS_OF_A_GROUP)), channels)
+    raise UserError(f"unknown norm {kind!r}: choose one of {', '.join(NORMS)}")

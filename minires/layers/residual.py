@@ -6,8 +6,37 @@ from minires.layer import Layer, Sequential
 from minires.layers.activation import ReLU
 from minires.layers.arguments import count, pair
 from minires.layers.conv import Conv2d
+from minires.layers.dropout import Dropout
 from minires.layers.linear import Identity
-from minires.layers.norm import BatchNorm2d
+from minires.layers.norm import make_norm
+
+
+class Residual(Layer):
+    """The sum of two paths: any layer as branch, and a shortcut, by default the identity.
+
+    x: what both take; y: of the shape that both give        y = F(x) + S(x)
+
+    Backward. A sum passes its gradient to both terms unchanged, and x feeds both, so their gradients add:
+
+        dx = F.backward(dy) + S.backward(dy)
+
+    Nothing follows the sum: Sequential(Residual(branch), ReLU()) is the block of He et al. 2015, Residual(branch) with a
+    branch that begins by its normalisation that of 2016. UserError where the two shapes differ.
+    Source: He et al. 2016, "Identity Mappings in Deep Residual Networks", section 2, https://arxiv.org/abs/1603.05027
+    """
+
+    def __init__(self, branch, shortcut=None):
+        self.branch, self.shortcut = branch, Identity() if shortcut is None else shortcut
+
+    def forward(self, x):
+        branch, shortcut = self.branch.forward(x), self.shortcut.forward(x)
+        if branch.shape != shortcut.shape:
+            raise UserError(f"Residual got x of shape {tuple(x.shape)} and cannot add what its branch makes of it, "
+                            f"{tuple(branch.shape)}, to what its shortcut does, {tuple(shortcut.shape)}: make them alike")
+        return ops_for(x).add(branch, shortcut)
+
+    def backward(self, dy):
+        return ops_for(dy).add(self.branch.backward(dy), self.shortcut.backward(dy))
 
 
 class PaddedShortcut(Layer):
@@ -33,8 +62,8 @@ class PaddedShortcut(Layer):
         return ops_for(dy).pad_shortcut_backward(dy, x_shape, self.stride)
 
 
-def make_shortcut(in_channels, out_channels, stride, shortcut, rng):
-    """S(x): the identity where the shape stays, else option "A" (padded identity) or "B" (1x1 projection and BN)."""
+def make_shortcut(in_channels, out_channels, stride, shortcut, rng, norm="batch"):
+    """S(x): the identity where the shape stays, else option "A" (padded identity) or "B" (1x1 projection, its norm)."""
     if not isinstance(shortcut, str) or shortcut not in ("A", "B"):
         raise UserError(f"unknown shortcut {shortcut!r}: choose A (identity, zero-padded channels) or B (1x1 projection)")
     if stride == 1 and in_channels == out_channels:
@@ -43,27 +72,30 @@ def make_shortcut(in_channels, out_channels, stride, shortcut, rng):
         if out_channels < in_channels:
             raise UserError(f"shortcut A only adds channels, got {in_channels} in and {out_channels} out: use shortcut B")
         return PaddedShortcut(out_channels, stride)
-    return Sequential(Conv2d(in_channels, out_channels, 1, stride, bias=False, rng=rng), BatchNorm2d(out_channels))
+    projection = Conv2d(in_channels, out_channels, 1, stride, bias=False, rng=rng)
+    return projection if norm is None else Sequential(projection, make_norm(norm, out_channels))
 
 
 class _Branch(Layer):
     """F(x) of a block: convolutions, each with its normalisation, and ReLU between them (not after the last).
 
-    The layers are the attributes conv1, bn1, relu1, conv2, bn2, ..: PyTorch's keys.
+    The layers are the attributes conv1, bn1, relu1, conv2, bn2, ..: PyTorch's keys. norm: see `make_norm`; dropout: the
+    probability, in front of the last convolution (Zagoruyko & Komodakis 2016, section 2.4).
     """
 
-    def _add_branch(self, *convolutions):
+    def _add_branch(self, convolutions, norm, dropout, rng):
         self.depth = len(convolutions)
         for index, conv in enumerate(convolutions, 1):
+            if dropout and index == self.depth:
+                self.dropout = Dropout(dropout, rng=rng.spawn(1)[0])  # its draws are not those of weights
             setattr(self, f"conv{index}", conv)
-            setattr(self, f"bn{index}", BatchNorm2d(conv.out_channels))
+            setattr(self, f"bn{index}", make_norm(norm, conv.out_channels))
             if index < self.depth:
                 setattr(self, f"relu{index}", ReLU())
 
     def branch(self):
         """The layers of F, in order."""
-        names = [f"{kind}{index}" for index in range(1, self.depth + 1) for kind in ("conv", "bn", "relu")]
-        return [getattr(self, name) for name in names[:-1]]
+        return [layer for name, layer in self.named_children() if name not in ("shortcut", "relu")]
 
     def branch_forward(self, x):
         """F(x)."""
@@ -106,11 +138,11 @@ class BasicBlock(_ResidualBlock):
 
     expansion = 1
 
-    def __init__(self, in_channels, channels, stride=1, shortcut="B", *, rng=None):
+    def __init__(self, in_channels, channels, stride=1, shortcut="B", *, norm="batch", dropout=0.0, rng=None):
         rng = default_rng(rng)
-        self._add_branch(Conv2d(in_channels, channels, 3, stride, 1, bias=False, rng=rng),
-                         Conv2d(channels, channels, 3, 1, 1, bias=False, rng=rng))
-        self.shortcut = make_shortcut(in_channels, channels, stride, shortcut, rng)
+        self._add_branch([Conv2d(in_channels, channels, 3, stride, 1, bias=False, rng=rng),
+                          Conv2d(channels, channels, 3, 1, 1, bias=False, rng=rng)], norm, dropout, rng)
+        self.shortcut = make_shortcut(in_channels, channels, stride, shortcut, rng, norm)
         self.relu = ReLU()
 
 
@@ -123,12 +155,12 @@ class Bottleneck(_ResidualBlock):
 
     expansion = 4
 
-    def __init__(self, in_channels, channels, stride=1, shortcut="B", *, rng=None):
+    def __init__(self, in_channels, channels, stride=1, shortcut="B", *, norm="batch", dropout=0.0, rng=None):
         rng = default_rng(rng)
-        self._add_branch(Conv2d(in_channels, channels, 1, bias=False, rng=rng),
-                         Conv2d(channels, channels, 3, stride, 1, bias=False, rng=rng),
-                         Conv2d(channels, 4 * channels, 1, bias=False, rng=rng))
-        self.shortcut = make_shortcut(in_channels, 4 * channels, stride, shortcut, rng)
+        self._add_branch([Conv2d(in_channels, channels, 1, bias=False, rng=rng),
+                          Conv2d(channels, channels, 3, stride, 1, bias=False, rng=rng),
+                          Conv2d(channels, 4 * channels, 1, bias=False, rng=rng)], norm, dropout, rng)
+        self.shortcut = make_shortcut(in_channels, 4 * channels, stride, shortcut, rng, norm)
         self.relu = ReLU()
 
 
@@ -140,10 +172,10 @@ class PlainBlock(_Branch):
 
     expansion = 1
 
-    def __init__(self, in_channels, channels, stride=1, shortcut=None, *, rng=None):
+    def __init__(self, in_channels, channels, stride=1, shortcut=None, *, norm="batch", dropout=0.0, rng=None):
         rng = default_rng(rng)
-        self._add_branch(Conv2d(in_channels, channels, 3, stride, 1, bias=False, rng=rng),
-                         Conv2d(channels, channels, 3, 1, 1, bias=False, rng=rng))
+        self._add_branch([Conv2d(in_channels, channels, 3, stride, 1, bias=False, rng=rng),
+                          Conv2d(channels, channels, 3, 1, 1, bias=False, rng=rng)], norm, dropout, rng)
         self.relu = ReLU()
 
     def forward(self, x):

@@ -1,8 +1,8 @@
-"""The CIFAR and ImageNet ResNet families and their plain twins, by name."""
+"""The CIFAR and ImageNet ResNet families and their plain twins, by name, and any other ResNet by its numbers."""
 from minires.arguments import shown, text
 from minires.errors import UserError
 from minires.init import default_rng
-from minires.models.resnet import CIFAR_DEPTHS, IMAGENET_LAYOUTS, CifarResNet, ImageNetResNet
+from minires.models.resnet import CIFAR_DEPTHS, IMAGENET_LAYOUTS, CifarResNet, ImageNetResNet, ResNet
 
 MODELS = (*(f"resnet{depth}" for depth in CIFAR_DEPTHS), *(f"plain{depth}" for depth in CIFAR_DEPTHS),
           *(f"resnet{depth}" for depth in IMAGENET_LAYOUTS))
@@ -13,18 +13,32 @@ def depth_of(name):
     return int(name.removeprefix("resnet").removeprefix("plain"))
 
 
-def build_model(name, num_classes=10, shortcut=None, stem=None, *, in_channels=3, rng=None):
+def build_model(name, num_classes=10, shortcut=None, stem=None, *, in_channels=3, rng=None, **design):
     """A network by name, He-initialised from `rng`, a Generator or a seed (seed 0 when none is given).
 
-    name: one of MODELS. shortcut: "A" or "B" (default: A for the CIFAR family, B for the ImageNet family).
-    stem, resnet18 to 152 only: "cifar" (3x3, no pooling; the default) or "imagenet" (7x7 stride 2 and max pooling).
+    name: one of MODELS, or "resnet" for one of any design, which the other arguments of `ResNet` say:
+
+        build_model("resnet", blocks=(2, 2, 2), channels=(16, 32, 64), block="basic")
+        build_model("resnet", blocks=(4, 4, 4), channels=(16, 32, 64), block="preactivation", width=10, dropout=0.3)
+
+    shortcut: "A" or "B" (default: A for the CIFAR family, B for all others).
+    stem, not of the CIFAR family: "cifar" (3x3, no pooling; the default) or "imagenet" (7x7 stride 2 and max pooling).
     UserError for an unknown name, shortcut or stem, and for an argument that the family does not have.
     """
-    if not isinstance(name, str) or name not in MODELS:
-        raise UserError(f"unknown model {shown(name)}: choose one of {', '.join(MODELS)}")
+    if not isinstance(name, str) or name not in (*MODELS, "resnet"):
+        raise UserError(f"unknown model {shown(name)}: choose one of {', '.join(MODELS)}, or resnet with blocks and "
+                        "channels")
     shortcut, stem = text("shortcut", shortcut, optional=True), text("stem", stem, optional=True)
-    plain, depth = name.startswith("plain"), depth_of(name)
     rng = default_rng(0 if rng is None else rng)
+    if name == "resnet":
+        if not {"blocks", "channels"} <= design.keys():
+            raise UserError("resnet needs blocks and channels of each stage: build_model('resnet', blocks=(2, 2, 2), "
+                            "channels=(16, 32, 64))")
+        return ResNet(num_classes=num_classes, shortcut=shortcut or "B", stem=stem or "cifar", in_channels=in_channels,
+                      rng=rng, **design)
+    if design:
+        raise UserError(f"{name} has its own {', '.join(design)}: leave that out, or choose resnet with blocks and channels")
+    plain, depth = name.startswith("plain"), depth_of(name)
     if depth in CIFAR_DEPTHS:
         if stem not in (None, "cifar"):
             raise UserError(f"{name} has one stem, cifar, got stem {stem!r}: resnet18 to resnet152 have the imagenet stem")
@@ -34,4 +48,4 @@ def build_model(name, num_classes=10, shortcut=None, stem=None, *, in_channels=3
     return ImageNetResNet(depth, num_classes, shortcut or "B", stem or "cifar", in_channels=in_channels, rng=rng)
 
 
-__all__ = ["MODELS", "CifarResNet", "ImageNetResNet", "build_model"]
+__all__ = ["MODELS", "CifarResNet", "ImageNetResNet", "ResNet", "build_model"]

@@ -11,7 +11,7 @@ from minires.study.forward_mode import adjoint_errors, step_curve
 from minires.study.forward_mode.adjoint import TOLERANCE as ADJOINT_TOLERANCE
 from minires.study.gradcheck import distinct_nonzero, measure_gradients, randomise_parameters
 from minires.study.planned import Planned
-from minires.study.subjects import LAYERS, LOSSES, PLANNED
+from minires.study.subjects import BLOCKS, LAYERS, LOSSES, PLANNED
 
 OPERATOR_TOLERANCE = 1e-6
 NETWORK_TOLERANCE = 1e-5
@@ -122,7 +122,7 @@ def step_curves(target=None, rng=None):
 
 def _subjects(target):
     """{name: (make, shape of x, tolerance, tolerance of adjoints, options)} of what `target` names."""
-    tables = {**LAYERS, **PLANNED, **LOSSES}
+    tables = {**LAYERS, **BLOCKS, **PLANNED, **LOSSES}
     operators = {name: (*row, OPERATOR_TOLERANCE, ADJOINT_TOLERANCE, {}) for name, row in tables.items()}
     classes = list(dict.fromkeys(name.split()[0] for name in tables))
     if target == "layers":

@@ -17,11 +17,20 @@ from dataclasses import dataclass
 import numpy as np
 
 from minires.backends import ops_for
+from minires.backends.activations import normal_density, sigmoid
+from minires.backends.groupnorm import GROUP
 from minires.errors import UserError
-from minires.layers import BatchNorm2d, Conv2d, LayerNorm, Linear
+from minires.layers import GELU, BatchNorm2d, Bias, Conv2d, GroupNorm, LayerNorm, Linear, Residual, Scale, SiLU
 from minires.losses import CrossEntropyLoss, MSELoss
 from minires.study.forward_mode.products import CHAINS, RESIDUALS, branch_of, chain_of, forward_once, rule_of, tangent
-from minires.study.forward_mode.rules import LAYER_RULES, LOSS_RULES, batchnorm_normalised, normalised
+from minires.study.forward_mode.rules import (
+    LAYER_RULES,
+    LOSS_RULES,
+    batchnorm_normalised,
+    groupnorm_normalised,
+    normalised,
+    shares,
+)
 from minires.study.gradcheck import LayerState
 
 # Each rule: (layer, x, δx, tangents, sums) -> y, δy, back, where back(dy, δdy) gives (dx, δdx) and adds (dweight, δdweight)
@@ -67,8 +76,9 @@ def _linear(layer, x, v, tangents, sums):
     return y, change, back
 
 
-def _normalisation(layer, parts, axes, tangents, sums):
-    """x_hat = (x - mean) s and dx = s P, P = q - mean(q) - x_hat mean(x_hat q), q = weight dy, means over `axes`.
+def _normalisation(layer, parts, axes, tangents, sums, grouped=None):
+    """x_hat = (x - mean) s and dx = s P, P = q - mean(q) - x_hat mean(x_hat q), q = weight dy, means over `axes`
+    (of x in the shape `grouped`, where it is given).
 
     δq = δweight dy + weight δdy, and by the product rule, with δx_hat and δs from `forward_mode.rules.normalised`:
 
@@ -84,7 +94,10 @@ def _normalisation(layer, parts, axes, tangents, sums):
     change = weight * moved + tangents[layer.weight] * x_hat + tangents[layer.bias]
 
     def mean(values):
-        return values.mean(axes, keepdims=True)
+        if grouped is None:
+            return values.mean(axes, keepdims=True)
+        parts = values.reshape(grouped)
+        return np.broadcast_to(parts.mean(axes, keepdims=True), parts.shape).reshape(values.shape)
 
     def back(g, dg):
         rows = tuple(range(g.ndim - 1))
@@ -103,7 +116,7 @@ def _normalisation(layer, parts, axes, tangents, sums):
 
 def _batchnorm2d(layer, x, v, tangents, sums):
     """`_normalisation` over batch and space; in evaluation with constant statistics."""
-    axes = tuple(range(x.ndim - 1)) if layer.training else None
+    axes = tuple(range(x.ndim - 1)) if layer.batch_statistics else None
     return _normalisation(layer, batchnorm_normalised(layer, x, v), axes, tangents, sums)
 
 
@@ -112,9 +125,67 @@ def _layernorm(layer, x, v, tangents, sums):
     return _normalisation(layer, normalised(x, v, -1, layer.eps), -1, tangents, sums)
 
 
+def _groupnorm(layer, x, v, tangents, sums):
+    """`_normalisation` over space and a group of channels."""
+    return _normalisation(layer, groupnorm_normalised(layer, x, v), GROUP, tangents, sums,
+                          (*x.shape[:3], layer.num_groups, -1))
+
+
+def _scale(layer, x, v, tangents, sums):
+    """dx = weight dy: δdx = δweight dy + weight δdy      dweight = sum(dy x): δdweight = sum(δdy x + dy δx)."""
+    y, change = tangent(layer, x, v, tangents)
+
+    def back(g, dg):
+        _add(sums, layer.weight, _shared(g * x, layer.weight), _shared(dg * x + g * v, layer.weight))
+        return layer.weight.data * g, tangents[layer.weight] * g + layer.weight.data * dg
+
+    return y, change, back
+
+
+def _bias(layer, x, v, tangents, sums):
+    """dx = dy, dbias = sum(dy)."""
+    y, change = tangent(layer, x, v, tangents)
+
+    def back(g, dg):
+        _add(sums, layer.bias, _shared(g, layer.bias), _shared(dg, layer.bias))
+        return g, dg
+
+    return y, change, back
+
+
+def _shared(values, vector):
+    """The sum over all that share one number of a vector, (C,) or (1,)."""
+    return values.reshape(-1, vector.data.size).sum(0)
+
+
+def _curved(bend):
+    """y = f(x) element by element, dx = f'(x) dy: δdx = f'(x) δdy + f''(x) δx dy. bend: f''."""
+    def rule(layer, x, v, tangents, sums):
+        y, change, adjoint = _constant_slope(layer, x, v, tangents, sums)
+
+        def back(g, dg):
+            dx, first = adjoint(g, dg)
+            return dx, first + bend(x) * v * g
+
+        return y, change, back
+
+    return rule
+
+
+def _gelu_bend(x):
+    """f' = Φ + x φ and φ' = -x φ, so f'' = φ (2 - x^2)."""
+    return normal_density(x) * (2 - x * x)
+
+
+def _silu_bend(x):
+    """f' = σ + x σ (1 - σ) and σ' = σ (1 - σ), so f'' = σ (1 - σ) (2 + x (1 - 2 σ))."""
+    s = sigmoid(x)
+    return s * (1 - s) * (2 + x * (1 - 2 * s))
+
+
 def _constant_slope(layer, x, v, tangents, sums):
-    """Linear layers without weights, ReLU and max pooling: the slope does not change as x moves a little, so that
-    δdx is the layer's own backward pass, applied to δdy."""
+    """Linear layers without weights, ReLU, leaky ReLU and max pooling: the slope does not change as x moves a little, so
+    that δdx is the layer's own backward pass, applied to δdy."""
     state = LayerState(layer)
     y, change = tangent(layer, x, v, tangents)
 
@@ -159,17 +230,28 @@ def _residual(block, x, v, tangents, sums):
     return y, change, back
 
 
+def _sum(layer, x, v, tangents, sums):
+    """dx = F.backward(dy) + S.backward(dy), and the changes add too."""
+    paths = [_run([path], x, v, tangents, sums) for path in (layer.branch, layer.shortcut)]
+
+    def back(g, dg):
+        (a, da), (b, db) = (path[2](g, dg) for path in paths)
+        return a + b, da + db
+
+    return paths[0][0] + paths[1][0], paths[0][1] + paths[1][1], back
+
+
 RULES = {**dict.fromkeys(LAYER_RULES, _constant_slope), Conv2d: _conv2d, Linear: _linear, BatchNorm2d: _batchnorm2d,
-         LayerNorm: _layernorm, **dict.fromkeys(CHAINS, _chain), **dict.fromkeys(RESIDUALS, _residual)}
+         LayerNorm: _layernorm, GELU: _curved(_gelu_bend), SiLU: _curved(_silu_bend),
+         GroupNorm: _groupnorm, Scale: _scale, Bias: _bias, Residual: _sum, **dict.fromkeys(CHAINS, _chain),
+         **dict.fromkeys(RESIDUALS, _residual)}
 
 
 def _cross_entropy(loss, y, v, target):
     """dy = (p - q) / N with p = softmax(y), and δp = p (δy - sum(p * δy)): δdy = δp / N."""
     p = np.exp(y - y.max(1, keepdims=True))
     p /= p.sum(1, keepdims=True)
-    q = np.full_like(p, loss.label_smoothing / y.shape[1])
-    q[np.arange(len(target)), target] += 1 - loss.label_smoothing
-    return (p - q) / len(y), p * (v - (p * v).sum(1, keepdims=True)) / len(y)
+    return (p - shares(loss, y, target)) / len(y), p * (v - (p * v).sum(1, keepdims=True)) / len(y)
 
 
 def _mse(loss, y, v, target):

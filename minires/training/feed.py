@@ -11,8 +11,9 @@ PADDING = 4  # of `augment_batch`
 
 
 def feed(loader, device):
-    """The `data.Loader` itself for "cpu"; for "cuda" the same batches, to the bit, made on the device."""
-    return loader if device == "cpu" else DeviceLoader(loader)
+    """The `data.Loader` itself for "cpu", and where it has a list of augmentations; else for "cuda" the same batches, to the
+    bit, made on the device."""
+    return loader if device == "cpu" or loader.augment not in (True, False) else DeviceLoader(loader)
 
 
 class DeviceLoader:

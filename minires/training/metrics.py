@@ -31,10 +31,11 @@ class Score:
     waiting: list = field(default_factory=list)
 
     def add(self, loss, y, target):
-        """Count a batch: loss, its mean; y: (N, K) logits; target: (N,). Returns the losses that became known by it."""
+        """Count a batch: loss, its mean; y: (N, K) logits; target: (N,), or (N, K) shares, of which
+        the largest counts. Returns the losses that became known by it."""
         if not len(self.seen):
             self.correct, self.seen = np.zeros((2, y.shape[1]), np.int64)
-        self.waiting.append((loss, y.argmax(1), target))
+        self.waiting.append((loss, y.argmax(1), target if target.ndim == 1 else target.argmax(1)))
         return self.read() if isinstance(y, np.ndarray) or len(self.waiting) == READ_EVERY else []
 
     def read(self):

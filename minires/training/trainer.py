@@ -58,14 +58,16 @@ class Trainer:
     accuracy, the earliest of equals. The test set selects nothing: without a validation loader best is last.
     curves.png is drawn at the end. The state is written before the first step, too, every save_every seconds (or "5m"; 0:
     never) within an epoch, and when SIGINT, SIGTERM or SIGHUP asks the run to stop, which raises Stopped. The folder is
-    locked meanwhile.
+    locked meanwhile. Where the optimiser keeps an average of the weights, that is what is evaluated and saved as weights
+    (the state has both).
 
     on_nonfinite: what is done when a loss or a gradient is not finite: "stop" raises a UserError that names the layer and
     the tensor where it appeared, "skip" leaves the update out and counts it in the row. Nothing that is not finite is saved.
+    patience: stop when the validation accuracy was highest so many epochs ago; None never does.
     """
 
     def __init__(self, model, optimiser, train, test, *, validation=None, schedule=None, loss=None, out=None,
-                 about=None, device="cpu", progress=True, save_every=300.0, on_nonfinite="stop"):
+                 about=None, device="cpu", progress=True, save_every=300.0, on_nonfinite="stop", patience=None):
         if not isinstance(model, Layer):
             raise UserError(f"model must be a Layer, got {arguments.shown(model)}")
         self.model, self.optimiser, self.schedule = model, optimiser, schedule
@@ -75,6 +77,10 @@ class Trainer:
         self.progress = arguments.flag("progress", progress)
         self.save_every = arguments.seconds("save_every", save_every)
         self.on_nonfinite = arguments.choice("on_nonfinite", on_nonfinite, ("stop", "skip"))
+        self.patience = None if patience is None else arguments.integer("patience", patience)
+        if patience is not None and (validation is None or patience < 1):
+            raise UserError(f"patience {patience} waits for the validation accuracy: give 1 or more epochs, and a loader of "
+                            "validation images")
         self.rows, self.notes = [], []
         self._at, self._began, self._lock, self._print, self._chance = Position(), None, None, None, None
 
@@ -107,6 +113,9 @@ class Trainer:
                 for note in self.notes:
                     progress.note(note)
                 for epoch in range(self.epoch + 1, epochs + 1):
+                    if self.patience is not None and self.rows and self.epoch - best_epoch(self.rows) >= self.patience:
+                        progress.note(f"stopped: no epoch since {best_epoch(self.rows)} had a higher validation accuracy")
+                        break
                     progress.begin_epoch(epoch)
                     row = {"epoch": epoch, **self._train_epoch(epoch, progress)} | self._evaluate(epoch)
                     self.rows.append(row)
@@ -283,7 +292,12 @@ class Trainer:
         for name, loader in (("test", self.test), ("validation", self.validation)):
             if loader is None:
                 continue
-            score = evaluate(self.model, self.loss, self._until_asked(loader), self.device, self._predict)
+            try:
+                with self.optimiser.averaged():
+                    score = evaluate(self.model, self.loss, self._until_asked(loader), self.device, self._predict)
+            except Stopped:  # the weights are the optimiser's own again, as the state has them
+                self._save_within_epoch()
+                raise
             if not math.isfinite(score.loss):
                 bad = any(not np.isfinite(x).all() for x, _ in loader if isinstance(x, np.ndarray))
                 raise UserError(f"the {name} loss became {score.loss} in epoch {epoch}, though the weights are finite: "
@@ -309,7 +323,6 @@ class Trainer:
         for batch in loader:
             yield batch
             if self._asked.number is not None:
-                self._save_within_epoch()
                 raise Stopped(self._asked.number)
 
     def _save_within_epoch(self):
@@ -323,7 +336,8 @@ class Trainer:
             return
         self._require_finite_state(state_tensors(self.model, self.optimiser), self.epoch)
         about = {**(self.about or {}), "epoch": self.epoch}
-        save_tensors(self.out / LAST, self.model.state_dict(), about)
+        with self.optimiser.averaged():
+            save_tensors(self.out / LAST, self.model.state_dict(), about)
         if best_epoch(self.rows) == self.epoch:
             write_atomically(self.out / BEST, (self.out / LAST).read_bytes())
         write_metrics(self.out / METRICS, self.rows)

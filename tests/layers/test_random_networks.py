@@ -13,7 +13,7 @@ from hypothesis import assume, given
 
 import minires
 from minires.backends import reference, to_device, to_numpy, use_backend
-from minires.layers import MaxPool2d, ReLU
+from minires.layers import LeakyReLU, MaxPool2d, ReLU
 from minires.study.planned import Given
 
 FLOOR = 1e-4
@@ -126,7 +126,7 @@ def test_in_pytorch(network):
 
 def margin(layer, x):
     """How far x, relative to its largest entry, is from where the layer's gradient jumps; exact zeros and ties aside."""
-    if isinstance(layer, ReLU):
+    if isinstance(layer, ReLU | LeakyReLU):
         gaps = np.abs(x)
     elif isinstance(layer, MaxPool2d):
         border = [(0, 0), *((width, width) for width in layer.padding), (0, 0)]

@@ -147,6 +147,10 @@ class FlattenChannelsLast(nn.Module):
 def test_what_has_no_parameters(shape, dtype, backend, rng):
     x = rng.standard_normal(shape)
     compare(ours.ReLU(), nn.ReLU(), np.round(2 * x), rng, dtype)  # with zeros: the slope at the kink is 0 in both
+    compare(ours.LeakyReLU(0.2), nn.LeakyReLU(0.2), np.round(2 * x), rng, dtype)
+    compare(ours.LeakyReLU(), nn.LeakyReLU(), x, rng, dtype)
+    compare(ours.GELU(), nn.GELU(), 3 * x, rng, dtype)
+    compare(ours.SiLU(), nn.SiLU(), 3 * x, rng, dtype)
     compare(ours.GlobalAvgPool2d(), GlobalMean(), x, rng, dtype)
     compare(ours.Identity(), nn.Identity(), x, rng, dtype)
     compare(ours.Dropout(0.4).eval(), nn.Dropout(0.4).eval(), x, rng, dtype)

@@ -31,7 +31,7 @@ def test_imagenet_sizes(name, rng):
 
 
 def test_every_model_is_named():
-    assert set(MODELS) == {*(f"{kind}{depth}" for kind in ("resnet", "plain") for depth in (20, 32, 44, 56, 110)),
+    assert set(MODELS) == {*(f"{kind}{depth}" for kind in ("resnet", "plain") for depth in (8, 14, 20, 32, 44, 56, 110)),
                            *(f"resnet{depth}" for depth in (18, 34, 50, 101, 152))}
 
 
@@ -83,8 +83,8 @@ def test_output_shape(name, stem, size, channels, backend, rng):
 
 
 @pytest.mark.parametrize(("arguments", "reason"), [
-    (("resnet21",), "unknown model 'resnet21': choose one of resnet20, resnet32"),
-    (("resnet20", 0), "num_classes must be an int of at least 1, got 0"),
+    (("resnet21",), "unknown model 'resnet21': choose one of resnet8, resnet14, resnet20"),
+    (("resnet20", 0), "num_classes must be an int of at least 1 and at most 1,048,576, got 0"),
     (("resnet20", 10, "C"), "unknown shortcut 'C'"),
     (("resnet20", 10, None, "imagenet"), "resnet20 has one stem, cifar, got stem 'imagenet'"),
     (("plain20", 10, "A"), "plain20 has no shortcuts, got shortcut 'A'"),

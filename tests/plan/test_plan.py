@@ -172,11 +172,11 @@ def test_who_listens_is_told_and_the_rest_is_planned(rng):
     step, heard = minires.compile(model, CrossEntropyLoss()), []
     x, target = batch(rng)
     step(x, target)
-    with listening([model[3].branch[0]], lambda layer, name, given, result: heard.append(name)):
+    with listening([model[3][0].branch[0]], lambda layer, name, given, result: heard.append(name)):
         for turn in (1, 2):
             step(x, target)
             assert heard == ["forward", "backward"] * turn
-            assert step.opaque == [("3.branch.0", "somebody listens to it"), ("3.branch.0", "its forward is opaque")]
+            assert step.opaque == [("3.0.branch.0", "somebody listens to it"), ("3.0.branch.0", "its forward is opaque")]
     step(x, target)
     assert heard == ["forward", "backward"] * 2 and step.opaque == []
     for _ in range(4):
@@ -289,12 +289,12 @@ def test_tracing_changes_nothing(rng):
     _, model = twins(NETWORKS["dropout in a block"])
     before = {name: array.copy() for name, array in state(model).items()}
     attributes = [dict(vars(layer)) for _, layer in model.named_layers()]
-    stream = model[3].branch[3].rng.bit_generator.state
+    stream = model[3][0].branch[3].rng.bit_generator.state
     minires.compile(model, CrossEntropyLoss()).plan(SHAPE, dtype=np.float64)
     minires.compile(model).plan(SHAPE, dtype=np.float64)
     same(state(model), before, 0)
     assert [vars(layer).keys() for _, layer in model.named_layers()] == [found.keys() for found in attributes]
-    assert model[3].branch[3].rng.bit_generator.state == stream
+    assert model[3][0].branch[3].rng.bit_generator.state == stream
 
 
 def test_values_that_live_at_once_never_share_memory():

@@ -17,9 +17,9 @@ from minires.study import (
     randomise_parameters,
 )
 from minires.study.certificate import certificate, render
-from minires.study.subjects import LAYERS, LOSSES, PLANNED
+from minires.study.subjects import BLOCKS, LAYERS, LOSSES, PLANNED
 
-SUBJECTS = {**LAYERS, **PLANNED, **LOSSES}
+SUBJECTS = {**LAYERS, **BLOCKS, **PLANNED, **LOSSES}
 
 
 def test_every_layer_has_a_row():

@@ -7,19 +7,26 @@ from minires.backends import use_backend
 from minires.errors import UserError
 from minires.layer import Sequential
 from minires.layers import (
+    GELU,
     AvgPool2d,
     BasicBlock,
     BatchNorm2d,
+    Bias,
     Bottleneck,
     Conv2d,
     Dropout,
     Flatten,
     GlobalAvgPool2d,
+    GroupNorm,
     LayerNorm,
+    LeakyReLU,
     Linear,
     MaxPool2d,
     PlainBlock,
     ReLU,
+    Residual,
+    Scale,
+    SiLU,
 )
 from minires.losses import CrossEntropyLoss, MSELoss
 from minires.models import build_model
@@ -45,6 +52,11 @@ NETWORKS = {
     "batch normalisation": lambda rng: (BatchNorm2d(3), ReLU(), *head(3, rng)),
     "two batch normalisations": lambda rng: (BatchNorm2d(3), Conv2d(3, 4, 3, rng=rng), BatchNorm2d(4), *head(4, rng)),
     "layer normalisation": lambda rng: (Conv2d(3, 5, 1, rng=rng), LayerNorm(5), ReLU(), *head(5, rng)),
+    "group normalisation": lambda rng: (Conv2d(3, 6, 1, rng=rng), GroupNorm(2, 6), Bias(), ReLU(), *head(6, rng)),
+    "residual sums": lambda rng: (Conv2d(3, 4, 1, rng=rng), Residual(Sequential(
+        Bias(4), Conv2d(4, 4, 3, 1, 1, rng=rng), GELU(), Scale())), Scale(4), *head(4, rng)),
+    "activations": lambda rng: (Conv2d(3, 4, 3, rng=rng), GELU(), Conv2d(4, 4, 1, rng=rng), SiLU(), Conv2d(4, 4, 1, rng=rng),
+                                LeakyReLU(0.2), *head(4, rng)),
     "pooling": lambda rng: (Conv2d(3, 4, 3, 1, 1, rng=rng), MaxPool2d(2, 1), BatchNorm2d(4), AvgPool2d(2), Flatten(),
                             Linear(16, 4, rng=rng)),
     "dropout": lambda rng: (Conv2d(3, 4, 3, rng=rng), Dropout(0.4, rng=np.random.default_rng(5)), BatchNorm2d(4),
@@ -120,7 +132,11 @@ def test_whole_network(model, rng):
 
 @pytest.mark.parametrize(("kind", "name"), [(Conv2d, "two batch normalisations"), (Linear, "convolution"),
                                             (LayerNorm, "layer normalisation"), (BatchNorm2d, "basic blocks"),
-                                            (ReLU, "basic blocks"), (MaxPool2d, "pooling")])
+                                            (ReLU, "basic blocks"), (GELU, "activations"),
+                                            (SiLU, "activations"), (LeakyReLU, "activations"),
+                                            (GroupNorm, "group normalisation"),
+                                            (Scale, "residual sums"), (Bias, "residual sums"), (Residual, "residual sums"),
+                                            (MaxPool2d, "pooling")])
 def test_a_rule_that_forgets_the_change_is_caught(kind, name, rng, monkeypatch):
     """dx' = 0 in one kind of layer: the product is no longer the difference, nor symmetric."""
     right = hessian.RULES[kind]

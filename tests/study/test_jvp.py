@@ -19,7 +19,7 @@ from minires.study.subjects import LAYERS, LOSSES
 
 SUBJECTS = {**LAYERS, **LOSSES}
 HAVE_A_COMPLEX_STEP = {"Conv2d", "Linear", "BatchNorm2d", "LayerNorm", "AvgPool2d", "GlobalAvgPool2d", "Flatten", "Identity",
-                       "Dropout", "PaddedShortcut", "CrossEntropyLoss", "MSELoss"}
+                       "Dropout", "PaddedShortcut", "GroupNorm", "Scale", "Bias", "CrossEntropyLoss", "MSELoss"}
 
 
 @pytest.fixture(autouse=True)

@@ -7,6 +7,7 @@ import pytest
 import minires.layers
 from minires.backends import reference as ops
 from minires.backends import use_backend
+from minires.backends.activations import normal_cdf, sigmoid
 from minires.layer import calls_go_to
 from minires.study import GradientError, LossLayer, check_gradients, distinct_nonzero, randomise_parameters
 from minires.study.subjects import LAYERS, LOSSES
@@ -133,6 +134,24 @@ def layernorm_weight_outside(layer, kept, dy):
     return layer.weight.data * inv_std * g
 
 
+def tanh_form(layer, kept, dy):
+    """The gradient of GELU's approximation by tanh, while forward is exact."""
+    (x,), c = kept, np.sqrt(2 / np.pi)
+    t = np.tanh(c * (x + 0.044715 * x**3))
+    return dy * ((1 + t) / 2 + x * (1 - t * t) / 2 * c * (1 + 3 * 0.044715 * x * x))
+
+
+def groupnorm_weight_outside(layer, kept, dy):
+    """The weight applied after the means, while it varies inside a group."""
+    return layer.weight.data * ops.groupnorm_backward(dy, *kept, np.ones_like(layer.weight.data), layer.eps)[0]
+
+
+def groupnorm_constant(layer, kept, dy):
+    x, mean, var = kept
+    parts = (layer.weight.data * dy).reshape(*x.shape[:3], layer.num_groups, -1)
+    return (parts / np.sqrt(var + layer.eps)).reshape(x.shape)
+
+
 def maxpool_shares(layer, kept, dy):
     """Average pooling's gradient in max pooling."""
     if layer.dilation == (1, 1):
@@ -237,10 +256,28 @@ MISTAKES = [
     ("LayerNorm rows", "weight outside the means", replace_dx(layernorm_weight_outside), {"dx"}),
     ("LayerNorm images", "weight overwritten", overwrite("weight"), {"weight"}),
     ("LayerNorm images", "mean for sum", scale("bias", 1 / 24), {"bias"}),
+    ("BatchNorm2d frozen", "statistics of the batch", batchnorm_as_in_the_other_mode, {"dx"}),
+    ("GroupNorm", "weight outside the means", replace_dx(groupnorm_weight_outside), {"dx"}),
+    ("GroupNorm", "statistics taken as constants", replace_dx(groupnorm_constant), {"dx"}),
+    ("GroupNorm", "weight overwritten", overwrite("weight"), {"weight"}),
+    ("GroupNorm one group", "mean for sum", scale("bias", 1 / 6), {"bias"}),
+    ("Scale", "factor forgotten", lambda layer, right, dy: (right(dy), dy.copy())[1], {"dx"}),
+    ("Scale", "weight overwritten", overwrite("weight"), {"weight"}),
+    ("Scale of everything", "mean over the channels", scale("weight", 1 / 5), {"weight"}),
+    ("Bias", "twice", scale("dx", 2), {"dx"}),
+    ("Bias", "bias overwritten", overwrite("bias"), {"bias"}),
+    ("Bias of everything", "mean over the batch", scale("bias", 1 / 4), {"bias"}),
     ("ReLU", "no mask", lambda layer, right, dy: (right(dy), dy.copy())[1], {"dx"}),
     ("ReLU", "mask of dy", lambda layer, right, dy: (right(dy), dy * (dy > 0))[1], {"dx"}),
     ("ReLU", "leaky", lambda layer, right, dy: right(dy) + 1e-4 * dy, {"dx"}),
     ("ReLU", "float32", narrow, {"dx"}),
+    ("LeakyReLU", "no leak", replace_dx(lambda layer, kept, dy: dy * (kept[0] > 0)), {"dx"}),
+    ("LeakyReLU", "the slope twice", replace_dx(lambda layer, kept, dy: np.where(kept[0] > 0, dy, 0.04 * dy)), {"dx"}),
+    ("GELU", "the gate constant", replace_dx(lambda layer, kept, dy: dy * normal_cdf(kept[0])), {"dx"}),
+    ("GELU", "the tanh form", replace_dx(tanh_form), {"dx"}),
+    ("SiLU", "the gate constant", replace_dx(lambda layer, kept, dy: dy * sigmoid(kept[0])), {"dx"}),
+    ("SiLU", "slope of the sigmoid", replace_dx(
+        lambda layer, kept, dy: dy * sigmoid(kept[0]) * (1 - sigmoid(kept[0]))), {"dx"}),
     ("MaxPool2d", "average pooling's gradient", replace_dx(maxpool_shares), {"dx"}),
     ("MaxPool2d overlapping", "average pooling's gradient", replace_dx(maxpool_shares), {"dx"}),
     ("MaxPool2d overlapping", "several wins count once", replace_dx(maxpool_wins_once), {"dx"}),
@@ -263,6 +300,11 @@ MISTAKES = [
     ("Identity", "nothing", scale("dx", 0), {"dx"}),
     ("PaddedShortcut", "skipped pixels filled", replace_dx(repeated_in_skipped_pixels), {"dx"}),
     ("PaddedShortcut", "first channels", replace_dx(first_channels), {"dx"}),
+    ("Residual", "shortcut forgotten", lambda layer, right, dy: right(dy) - dy, {"dx"}),
+    ("Residual", "branch's weight dropped", drop("branch.weight"), {"branch.weight"}),
+    ("Residual", "branch's bias halved", scale("branch.bias", 0.5), {"branch.bias"}),
+    ("Residual with a shortcut", "the branch alone", lambda layer, right, dy: layer.branch.backward(dy),
+     {"dx", "shortcut.weight"}),
     ("BasicBlock", "shortcut forgotten", without_shortcut, {"dx"}),
     ("BasicBlock", "branch forgotten", without_branch, {"dx"}),
     ("BasicBlock", "shortcut after the branch", shortcut_after_branch, {"dx"}),
@@ -284,6 +326,7 @@ MISTAKES = [
     *[("PlainBlock", f"{name} halved", scale(name, 0.5), {name}) for name in sorted(BLOCK_1 | BLOCK_2)],
     ("CrossEntropyLoss", "not averaged", scale("dx", 5), {"dx"}),
     ("CrossEntropyLoss smoothed", "smoothing forgotten", lambda layer, right, dy: _unsmoothed(layer, right, dy), {"dx"}),
+    ("CrossEntropyLoss of shares", "not averaged", scale("dx", 5), {"dx"}),
     ("MSELoss", "the 2 forgotten", scale("dx", 0.5), {"dx"}),
 ]
 

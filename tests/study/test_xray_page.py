@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from minires import models
 from minires.backends import use_backend
 from minires.cli import main
 from minires.data import make_shapes
@@ -38,10 +37,6 @@ def small_world():
         for module in ("minires.study.xray.subject", "minires.training.run"):
             patch.setattr(f"{module}.load_dataset", lambda *_, **__: (make_shapes(48, 0, 16), make_shapes(12, 1, 16)))
         patch.setattr("minires.study.xray.subject.BATCH_SIZE", 8)
-        names = (*models.MODELS, "resnet14", "plain14")
-        for module in ("minires.models", "minires.study.xray.subject"):
-            patch.setattr(f"{module}.MODELS", names)
-        patch.setattr("minires.models.CIFAR_DEPTHS", (14, *models.CIFAR_DEPTHS))
         yield
 
 

@@ -13,7 +13,19 @@ from minires.backends.cpu.environment import MOST_THREADS  # before anything tha
 
 # isort: split
 from minires.backends import composed, reference
-from minires.backends.cpu import convolution, elementwise, jit, norm, numba_private, plain, pool, threads
+from minires.backends.cpu import (
+    activations,
+    convolution,
+    elementwise,
+    groupnorm,
+    jit,
+    norm,
+    numba_private,
+    plain,
+    pool,
+    soft_targets,
+    threads,
+)
 from minires.backends.cpu.ahead import ahead
 from minires.backends.cpu.algorithm import kernel_name as kernel_name  # of no operator, as what follows
 from minires.backends.cpu.convolution import in_place as in_place
@@ -21,7 +33,8 @@ from minires.backends.cpu.launches import Launches as Launches
 from minires.backends.cpu.threads import here as here
 from minires.errors import UserError
 
-globals().update(reference.operators_of(composed, convolution, elementwise, norm, plain, pool))
+globals().update(reference.operators_of(composed, activations, convolution, elementwise, groupnorm, norm, plain, pool,
+                                        soft_targets))
 
 
 def set_num_threads(count):

@@ -23,6 +23,30 @@ def relu_backward(dy, y):
     return _map("relu_backward", dy, y)
 
 
+def gelu_forward(x):
+    return _map("gelu_forward", x)
+
+
+def gelu_backward(dy, x):
+    return _map("gelu_backward", dy, x)
+
+
+def silu_forward(x):
+    return _map("silu_forward", x)
+
+
+def silu_backward(dy, x):
+    return _map("silu_backward", dy, x)
+
+
+def leaky_relu_forward(x, slope):
+    return _map("leaky_relu_backward", x, x, float(slope))
+
+
+def leaky_relu_backward(dy, y, slope):
+    return _map("leaky_relu_backward", dy, y, float(slope))
+
+
 def add(a, b):
     return _map("add", a, b)
 

@@ -1,6 +1,10 @@
-"""The linear layer, a convolution of images of one pixel where it is narrow, else cuBLAS's; and the losses, losses.cu."""
+"""The linear layer, a convolution of images of one pixel where it is narrow, else cuBLAS's; and the losses, losses.cu.
+
+Against shares of classes the loss is CuPy's, by `minires.backends.soft_targets`.
+"""
 import cupy
 
+from minires.backends import soft_targets
 from minires.backends.cuda import conv
 from minires.backends.cuda.compiler import MOST_BLOCKS, kernel, launch_over
 from minires.backends.cuda.norm import BLOCK, WARP, channel_sum
@@ -54,6 +58,14 @@ def softmax_cross_entropy_backward(softmax, target, label_smoothing):
     launch_over(N * K, kernel(_FILE, "softmax_gradient", softmax.dtype),
                 (softmax, target, dlogits, float(label_smoothing), N, K))
     return dlogits
+
+
+def soft_cross_entropy_forward(logits, q):
+    return soft_targets.soft_cross_entropy_forward(cupy.ascontiguousarray(logits), cupy.ascontiguousarray(q))
+
+
+def soft_cross_entropy_backward(softmax, q):
+    return soft_targets.soft_cross_entropy_backward(cupy.ascontiguousarray(softmax), cupy.ascontiguousarray(q))
 
 
 def mse_forward(y, target):

@@ -1,8 +1,12 @@
-"""Normalisation over the batch and over channels, and sums over all but the channels: kernels/norm.cu."""
+"""Normalisation over the batch and over channels, and sums over all but the channels: kernels/norm.cu.
+
+Over groups it is CuPy's, by `minires.backends.groupnorm`.
+"""
 import math
 
 import cupy
 
+from minires.backends import groupnorm
 from minires.backends.cuda.compiler import kernel, launch_over
 
 BLOCK, WARP = 256, 32  # as in kernels/common.cuh
@@ -126,6 +130,14 @@ def layernorm_backward(dy, x, mean, var, weight, eps):
     columns.launch("layernorm_sums", dtype, (dy, x, mean, var, sums, sums_x, float(eps)))
     columns.finish("finish_sums", dtype, (sums, sums_x, None, dbias, dweight, 0.0, columns.C, cupy.int32(columns.parts)))
     return dx, dweight, dbias
+
+
+def groupnorm_forward(x, weight, bias, groups, eps):
+    return groupnorm.groupnorm_forward(*_contiguous(x, weight, bias), groups, eps)
+
+
+def groupnorm_backward(dy, x, mean, var, weight, eps):
+    return groupnorm.groupnorm_backward(*_contiguous(dy, x, mean, var, weight), eps)
 
 
 def normalisation_scale(weight, var, eps):

@@ -20,6 +20,35 @@ def masked_in_place(right, dy, y):
     return dy
 
 
+# --- ReLU's relatives: wrong(right, dy, x) -> dx; leaky ReLU's wrong(right, dy, y, slope) ------------------------------
+
+
+def slope_forgotten(right, dy, y, slope):
+    return right(dy, y, 0.0)
+
+
+def gate_alone(forward):
+    """dx = dy * gate(x), y = x gate(x): the product rule's second term is left out."""
+    def wrong(right, dy, x):
+        return dy * (getattr(ops_for(x), forward)(x) / x)
+    return wrong
+
+
+# --- a learned factor or summand: wrong(right, layer, dy) -> dx -------------------------------------------------------
+
+
+def factor_forgotten(right, layer, dy):
+    right(layer, dy)
+    return dy
+
+
+def sum_over_the_batch_alone(right, layer, dy):
+    before = layer.bias.grad.copy()
+    dx = right(layer, dy)
+    layer.bias.grad[...] = before + (layer.bias.grad - before) / (dy[0].size // dy.shape[-1])
+    return dx
+
+
 # --- dropout ----------------------------------------------------------------------------------------------------------
 
 
@@ -91,6 +120,16 @@ BUGS = [
     Bug("relu-mask-forgotten", "dy is passed on as if ReLU were the identity.", RELU, "relu_backward", mask_forgotten),
     Bug("relu-writes-into-dy", "dy is masked in place, and it belongs to the caller.",
         RELU, "relu_backward", masked_in_place),
+    Bug("leakyrelu-slope-forgotten", "What is negative gets no gradient, as in ReLU.",
+        ("LeakyReLU",), "leaky_relu_backward", slope_forgotten, "activations"),
+    Bug("gelu-gate-constant", "dx = dy Φ(x): the gate Φ(x) is taken as a constant, its own slope left out.",
+        ("GELU",), "gelu_backward", gate_alone("gelu_forward"), "activations"),
+    Bug("silu-gate-constant", "dx = dy * sigmoid(x): the gate is taken as a constant, its own slope left out.",
+        ("SiLU",), "silu_backward", gate_alone("silu_forward"), "activations"),
+    Bug("scale-factor-forgotten", "dx is dy: the factor is learned, and its own effect on x's gradient forgotten.",
+        ("Scale",), "backward", factor_forgotten, "unnormalised"),
+    Bug("bias-averaged-over-space", "dbias is a sum over the batch of means over the pixels.",
+        ("Bias",), "backward", sum_over_the_batch_alone, "unnormalised"),
     Bug("dropout-mask-redrawn", "Backward draws a mask of its own.", ("Dropout",), "backward", mask_redrawn, "pooled"),
     Bug("dropout-not-rescaled", "Forward divides by 1 - p, backward does not.",
         ("Dropout",), "dropout_backward", not_rescaled, "pooled"),

@@ -32,6 +32,15 @@ def paths_averaged(right, block, dy):
     return ops_for(g).add(block.branch_backward(g), block.shortcut.backward(g)) / 2
 
 
+# --- y = F(x) + S(x): wrong(right, layer, dy) -> dx -------------------------------------------------------------------
+
+
+def shortcut_of_the_sum_forgotten(right, layer, dy):
+    dx = layer.branch.backward(dy)
+    layer.shortcut.backward(dy)
+    return dx
+
+
 # --- shortcut A: wrong(right, dy, x_shape, stride) -> dx --------------------------------------------------------------
 
 
@@ -79,6 +88,8 @@ BUGS = [
         BLOCKS, "backward", last_relu_forgotten),
     Bug("block-paths-averaged", "The two paths' gradients are averaged where they add up.",
         BLOCKS, "backward", paths_averaged),
+    Bug("residual-shortcut-forgotten", "dx is the branch's alone; what the shortcut passes back is dropped.",
+        ("Residual",), "backward", shortcut_of_the_sum_forgotten, "unnormalised"),
     Bug("shortcut-first-channels", "The gradient is read off the first channels; forward put x into the middle ones.",
         SHORTCUT, "pad_shortcut_backward", first_channels),
     Bug("shortcut-skipped-pixels-filled", "dy is repeated into the pixels that forward skipped, which get none.",

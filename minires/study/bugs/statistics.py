@@ -59,6 +59,15 @@ def weight_outside(right, dy, x, mean, var, weight, eps):
     return weight * layernorm_backward(dy, x, mean, var, np.ones_like(weight), eps)[0], dweight, dbias
 
 
+# --- group normalisation: wrong(right, dy, x, mean, var, weight, eps) -> dx, dweight, dbias ---------------------------
+
+
+def group_statistics_constant(right, dy, x, mean, var, weight, eps):
+    _, dweight, dbias = right(dy, x, mean, var, weight, eps)
+    shape = (*x.shape[:3], mean.shape[3], -1)
+    return ((weight * dy).reshape(shape) / (var + eps) ** 0.5).reshape(x.shape), dweight, dbias
+
+
 BATCH, LAYER, OPERATOR = ("BatchNorm2d",), ("LayerNorm",), "batchnorm_backward"
 
 BUGS = [
@@ -88,4 +97,6 @@ BUGS = [
         LAYER, "layernorm_backward", means_over_the_batch, "pooled"),
     Bug("layernorm-weight-outside", "weight multiplies dx after the means, where it has to be inside them.",
         LAYER, "layernorm_backward", weight_outside, "pooled"),
+    Bug("groupnorm-statistics-constant", "Mean and variance of a group are treated as constants.",
+        ("GroupNorm",), "groupnorm_backward", group_statistics_constant, "unnormalised"),
 ]

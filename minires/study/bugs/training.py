@@ -13,17 +13,24 @@ from minires.data.augment import Standardise
 from minires.data.shapes import make_shapes
 from minires.layer import Sequential
 from minires.layers import (
+    GELU,
     AvgPool2d,
     BasicBlock,
     BatchNorm2d,
+    Bias,
     Conv2d,
     Dropout,
     Flatten,
     GlobalAvgPool2d,
+    GroupNorm,
     LayerNorm,
+    LeakyReLU,
     Linear,
     MaxPool2d,
     ReLU,
+    Residual,
+    Scale,
+    SiLU,
 )
 from minires.losses import CrossEntropyLoss, MSELoss
 from minires.optim import SGD
@@ -50,6 +57,23 @@ def pooled(rng):
                       Dropout(0.1, rng=rng), Flatten(), Linear(512, CLASSES, rng=rng))
 
 
+def activations(rng):
+    """Three convolutions, each with its batch normalisation and another of ReLU's relatives."""
+    return Sequential(*(layer for C, O, activation in ((3, 8, LeakyReLU()), (8, 16, GELU()), (16, 32, SiLU()))
+                        for layer in (Conv2d(C, O, 3, 2, 1, bias=False, rng=rng), BatchNorm2d(O), activation)),
+                      GlobalAvgPool2d(), Linear(32, CLASSES, rng=rng))
+
+
+def unnormalised(rng):
+    """Residual sums whose branches begin at nearly nothing (SkipInit), with one group normalisation in the stem."""
+    def block(C, O):
+        return Residual(Sequential(Bias(), Conv2d(C, O, 3, 2, 1, bias=False, rng=rng), ReLU(),
+                                   Conv2d(O, O, 3, 1, 1, bias=False, rng=rng), Scale(1, 0.2)),
+                        Conv2d(C, O, 1, 2, bias=False, rng=rng))
+    return Sequential(Conv2d(3, 8, 3, padding=1, bias=False, rng=rng), GroupNorm(2, 8), ReLU(), block(8, 16), ReLU(),
+                      block(16, 32), ReLU(), GlobalAvgPool2d(), Linear(32, CLASSES, rng=rng))
+
+
 @dataclass(frozen=True)
 class Network:
     """What is trained: make(rng) and make_loss(), lr at the start (a cosine leads it to 0), and steps of BATCH images.
@@ -69,6 +93,8 @@ NETWORKS = {
     "residual, planned": Network(residual, planned=True),
     "residual, smoothed labels": Network(residual, lambda: CrossEntropyLoss(0.1)),
     "residual, squared error": Network(residual, MSELoss, 0.15, 200),
+    "activations": Network(activations),
+    "unnormalised": Network(unnormalised),
     "pooled": Network(pooled, lr=0.03, steps=360),
 }
 

@@ -10,8 +10,8 @@ import numpy as np
 from minires.backends import ops_for
 from minires.errors import UserError
 from minires.layer import Sequential, inference_mode
-from minires.layers import BasicBlock, Bottleneck, PlainBlock
-from minires.models import CifarResNet, ImageNetResNet
+from minires.layers import BasicBlock, Bottleneck, PlainBlock, Residual
+from minires.models import CifarResNet, ImageNetResNet, ResNet
 from minires.study.forward_mode.rules import LAYER_RULES, LOSS_RULES
 from minires.study.gradcheck import LayerState, LossLayer
 
@@ -99,12 +99,19 @@ def _residual(block, x, v, tangents):
     return tangent(block.relu, ops_for(x).add(branch, shortcut), branch_change + shortcut_change, tangents)
 
 
+def _sum(layer, x, v, tangents):
+    """y = F(x) + S(x): Jv = J_F v + J_S v."""
+    (branch, branch_change), (shortcut, change) = (tangent(path, x, v, tangents) for path in (layer.branch, layer.shortcut))
+    return branch + shortcut, branch_change + change
+
+
 def _loss(layer, x, v, tangents):
     """A loss against its fixed target, as an array of one number."""
     value, change = rule_of(layer.loss, LOSS_RULES)(layer.loss, x, v, layer.target)
     return np.array([value]), np.array([change])
 
 
-CHAINS = (Sequential, PlainBlock, CifarResNet, ImageNetResNet)
+CHAINS = (Sequential, PlainBlock, ResNet, CifarResNet, ImageNetResNet)
 RESIDUALS = (BasicBlock, Bottleneck)
-RULES = {**LAYER_RULES, **dict.fromkeys(CHAINS, _chain), **dict.fromkeys(RESIDUALS, _residual), LossLayer: _loss}
+RULES = {**LAYER_RULES, **dict.fromkeys(CHAINS, _chain), **dict.fromkeys(RESIDUALS, _residual), Residual: _sum,
+         LossLayer: _loss}

@@ -16,20 +16,28 @@ Hessian", whose R{.} is this δ.
 import numpy as np
 
 from minires.backends import ops_for
+from minires.backends.activations import normal_cdf, normal_density, sigmoid
+from minires.backends.groupnorm import GROUP
 from minires.backends.reference import im2col
 from minires.layers import (
+    GELU,
     AvgPool2d,
     BatchNorm2d,
+    Bias,
     Conv2d,
     Dropout,
     Flatten,
     GlobalAvgPool2d,
+    GroupNorm,
     Identity,
     LayerNorm,
+    LeakyReLU,
     Linear,
     MaxPool2d,
     PaddedShortcut,
     ReLU,
+    Scale,
+    SiLU,
 )
 from minires.losses import CrossEntropyLoss, MSELoss
 
@@ -76,7 +84,7 @@ def normalised(x, v, axes, eps):
 def batchnorm_normalised(layer, x, v):
     """`normalised` for batch normalisation: over all but the channels; in evaluation the statistics are constants, and
     δx_hat = s δx, δs = 0."""
-    if layer.training:
+    if layer.batch_statistics:
         layer.values_per_channel(x)
         return normalised(x, v, tuple(range(x.ndim - 1)), layer.eps)
     s = (1 / np.sqrt(layer.running_var + layer.eps)).astype(x.dtype)
@@ -95,6 +103,30 @@ def layernorm(layer, x, v, tangents):
     return _affine(layer, x_hat, change, tangents)
 
 
+def groupnorm_normalised(layer, x, v):
+    """`normalised` for group normalisation, over space and the channels of a group; all four of x's shape."""
+    shape = (*x.shape[:3], layer.num_groups, -1)
+    parts = normalised(x.reshape(shape), v.reshape(shape), GROUP, layer.eps)
+    return [np.broadcast_to(part, parts[0].shape).reshape(x.shape) for part in parts]
+
+
+def groupnorm(layer, x, v, tangents):
+    """As batch normalisation, the statistics over a group of one image, in either mode."""
+    x_hat, change, _, _ = groupnorm_normalised(layer, x, v)
+    return _affine(layer, x_hat, change, tangents)
+
+
+def scale(layer, x, v, tangents):
+    """y = weight x, so δy = weight δx + δweight x."""
+    Jv = layer.weight.data * v
+    return layer.weight.data * x, Jv + tangents[layer.weight] * x if layer.weight in tangents else Jv
+
+
+def bias(layer, x, v, tangents):
+    """y = x + bias, so δy = δx + δbias."""
+    return x + layer.bias.data, _plus(v, tangents.get(layer.bias))
+
+
 def _affine(layer, x_hat, change, tangents):
     Jv = layer.weight.data * change
     if layer.weight in tangents:
@@ -109,6 +141,22 @@ def _plus(Jv, bias):
 def relu(layer, x, v, tangents):
     """Where x > 0, y moves as x does; elsewhere it stands still (at the kink too, as in the backward pass)."""
     return ops_for(x).relu_forward(x), np.where(x > 0, v, 0)
+
+
+def leaky_relu(layer, x, v, tangents):
+    """Where x > 0, y moves as x does; elsewhere slope times as far."""
+    return ops_for(x).leaky_relu_forward(x, layer.slope), np.where(x > 0, v, layer.slope * v)
+
+
+def gelu(layer, x, v, tangents):
+    """y = x Φ(x): δy = δx Φ(x) + x δΦ, δΦ = φ(x) δx."""
+    return ops_for(x).gelu_forward(x), v * normal_cdf(x) + x * (normal_density(x) * v)
+
+
+def silu(layer, x, v, tangents):
+    """y = x σ(x): δy = δx σ(x) + x δσ, δσ = σ (1 - σ) δx."""
+    s = sigmoid(x)
+    return ops_for(x).silu_forward(x), v * s + x * (s * (1 - s) * v)
 
 
 def maxpool2d(layer, x, v, tangents):
@@ -156,9 +204,10 @@ def padded_shortcut(layer, x, v, tangents):
 
 
 LAYER_RULES = {
-    Conv2d: conv2d, Linear: linear, BatchNorm2d: batchnorm2d, LayerNorm: layernorm, ReLU: relu, MaxPool2d: maxpool2d,
-    AvgPool2d: avgpool2d, GlobalAvgPool2d: global_avgpool2d, Flatten: flatten, Identity: identity, Dropout: dropout,
-    PaddedShortcut: padded_shortcut,
+    Conv2d: conv2d, Linear: linear, BatchNorm2d: batchnorm2d, LayerNorm: layernorm, ReLU: relu, LeakyReLU: leaky_relu,
+    GELU: gelu, SiLU: silu, MaxPool2d: maxpool2d, AvgPool2d: avgpool2d, GlobalAvgPool2d: global_avgpool2d, Flatten: flatten,
+    Identity: identity, Dropout: dropout,
+    PaddedShortcut: padded_shortcut, GroupNorm: groupnorm, Scale: scale, Bias: bias,
 }
 
 
@@ -170,16 +219,17 @@ def cross_entropy(loss, y, v, target):
 
     loss = -sum(q * log p) / N        δloss = -sum(q * δ(log p)) / N
     """
-    s = loss.label_smoothing
     shifted = y - y.max(1, keepdims=True)
     log_p = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
     change = v - (np.exp(log_p) * v).sum(1, keepdims=True)
-    rows = np.arange(len(target))
+    q = shares(loss, y, target)
+    return float(-(q * log_p).sum(1).mean()), float(-(q * change).sum(1).mean())
 
-    def mean_under_q(values):
-        return -((1 - s) * values[rows, target] + s * values.mean(1)).mean()
 
-    return float(mean_under_q(log_p)), float(mean_under_q(change))
+def shares(loss, y, target):
+    """q: (N, K), what a cross-entropy compares the softmax of y: (N, K) with."""
+    hard = np.eye(y.shape[1], dtype=y.dtype)[target] if target.ndim == 1 else target
+    return (1 - loss.label_smoothing) * hard + loss.label_smoothing / y.shape[1]
 
 
 def mse(loss, y, v, target):

@@ -23,21 +23,28 @@ import numpy as np
 from minires.backends import reference, use_backend
 from minires.errors import UserError
 from minires.layers import (
+    GELU,
     AvgPool2d,
     BatchNorm2d,
+    Bias,
     Conv2d,
     Dropout,
     Flatten,
     GlobalAvgPool2d,
+    GroupNorm,
     Identity,
     LayerNorm,
+    LeakyReLU,
     Linear,
     MaxPool2d,
     PaddedShortcut,
     ReLU,
+    Scale,
+    SiLU,
 )
 from minires.losses import CrossEntropyLoss, MSELoss
 from minires.study.forward_mode.products import tangent
+from minires.study.forward_mode.rules import shares
 from minires.study.gradcheck import LayerState, LossLayer
 
 STEPS = tuple(float(f"1e-{n}") for n in range(1, 13))
@@ -50,7 +57,7 @@ def _conv2d(layer, x, at):
 
 def _batchnorm2d(layer, x, at):
     weight, bias = at(layer.weight), at(layer.bias)
-    if layer.training:
+    if layer.batch_statistics:
         return reference.batchnorm_forward(x, weight, bias, layer.eps)[0]
     return reference.batchnorm_apply(x, layer.running_mean, layer.running_var, weight, bias, layer.eps)
 
@@ -70,6 +77,10 @@ ANALYTIC = {
     Linear: lambda layer, x, at: reference.linear_forward(x, at(layer.weight), at(layer.bias)),
     BatchNorm2d: _batchnorm2d,
     LayerNorm: lambda layer, x, at: reference.layernorm_forward(x, at(layer.weight), at(layer.bias), layer.eps)[0],
+    GroupNorm: lambda layer, x, at: reference.groupnorm_forward(x, at(layer.weight), at(layer.bias), layer.num_groups,
+                                                                layer.eps)[0],
+    Scale: lambda layer, x, at: x * at(layer.weight),
+    Bias: lambda layer, x, at: x + at(layer.bias),
     AvgPool2d: lambda layer, x, at: reference.avgpool2d_forward(x, layer.kernel_size, layer.stride, layer.padding),
     GlobalAvgPool2d: lambda layer, x, at: reference.global_avgpool_forward(x),
     Dropout: _dropout,
@@ -77,7 +88,7 @@ ANALYTIC = {
     Identity: lambda layer, x, at: x,
     PaddedShortcut: lambda layer, x, at: reference.pad_shortcut_forward(x, layer.out_channels, layer.stride),
     CrossEntropyLoss: lambda layer, x, at: np.array([
-        reference.softmax_cross_entropy_forward(x, layer.target, layer.loss.label_smoothing)[0]]),
+        reference.soft_cross_entropy_forward(x, shares(layer.loss, x.real, layer.target))[0]]),
     MSELoss: lambda layer, x, at: np.array([reference.mse_forward(x, layer.target)]),
 }
 
@@ -85,6 +96,9 @@ _ORDER = ("compares, and complex numbers have no order. NumPy's is by the real p
           "right away from kinks and ties, by luck rather than by the maths")
 NOT_ANALYTIC = {
     ReLU: f"max(x, 0) {_ORDER}; at the kink it would give slope 1, where the backward pass takes 0",
+    LeakyReLU: f"the sign of x {_ORDER}",
+    SiLU: "its sigmoid is computed from |x|, so that no exponential overflows, and |x| of a complex number is its length",
+    GELU: "its error function is the C library's, which takes real numbers alone",
     MaxPool2d: f"the maximum of a window {_ORDER}; at a tie it would follow the pixel that moves up, not the first",
 }
 

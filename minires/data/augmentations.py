@@ -1,0 +1,148 @@
+"""What may be done to training images, as a list: Loader(..., augment=[CropAndFlip(), Cutout(8), ColourJitter(0.2)]).
+
+Each is a function of (images, rng), images: (N, H, W, C) uint8, that returns new images of the same shape and type; the list
+is gone through in order, before the images are standardised. Any such function of your own will do. Each image has draws of
+its own.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from minires.data.augment import augment_batch
+from minires.errors import UserError
+from minires.reprs import Shown
+
+
+class CropAndFlip(Shown):
+    """Shift by up to `padding` pixels each way and mirror every second image: `augment_batch`, what augment=True does."""
+
+    def __init__(self, padding: int = 4, flip: bool = True):
+        self.padding, self.flip = padding, flip
+
+    def __call__(self, images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        return augment_batch(images, rng, self.padding, self.flip)
+
+
+class Cutout(Shown):
+    """Black out a square of `size` pixels a side around a pixel drawn anywhere, so that parts of it may lie outside.
+
+    Source: DeVries & Taylor 2017, section 3, https://arxiv.org/abs/1708.04552
+    """
+
+    def __init__(self, size: int):
+        _require("Cutout's size", size, isinstance(size, int) and size >= 1, "an int of at least 1")
+        self.size = size
+
+    def __call__(self, images, rng):
+        n, height, width, _ = images.shape
+        top = rng.integers(0, height, n) - self.size // 2
+        left = rng.integers(0, width, n) - self.size // 2
+        return np.where(_rectangles(images, top, left, self.size, self.size), np.uint8(0), images)
+
+
+class RandomErasing(Shown):
+    """With probability p fill a rectangle, of a share of the image's area and a ratio of sides, with random pixels.
+
+    area, ratio: the ends of what they are drawn from, area uniformly, ratio uniformly in its logarithm. A rectangle that
+    would be larger than the image is cut to it. Source: Zhong et al. 2017, algorithm 1, https://arxiv.org/abs/1708.04896
+    """
+
+    def __init__(self, p: float = 0.5, area: tuple = (0.02, 0.33), ratio: tuple = (0.3, 3.3)):
+        _require("RandomErasing's p", p, 0 <= p <= 1, "a probability")
+        _require("RandomErasing's area", area, 0 < area[0] <= area[1] <= 1, "two shares in 0 .. 1, the smaller first")
+        _require("RandomErasing's ratio", ratio, 0 < ratio[0] <= ratio[1], "two numbers above 0, the smaller first")
+        self.p, self.area, self.ratio = p, area, ratio
+
+    def __call__(self, images, rng):
+        n, height, width, _ = images.shape
+        pixels = rng.uniform(*self.area, n) * height * width
+        ratio = np.exp(rng.uniform(*np.log(self.ratio), n))
+        tall = np.clip(np.rint(np.sqrt(pixels * ratio)), 1, height).astype(int)
+        wide = np.clip(np.rint(np.sqrt(pixels / ratio)), 1, width).astype(int)
+        top, left = rng.integers(0, height - tall + 1), rng.integers(0, width - wide + 1)
+        erased = _rectangles(images, top, left, tall, wide) & (rng.random(n) < self.p)[:, None, None, None]
+        return np.where(erased, rng.integers(0, 256, images.shape, np.uint8), images)
+
+
+class Noise(Shown):
+    """Add normal noise to every pixel. std: of pixels in [0, 1]; results are rounded, and cut to what a byte holds."""
+
+    def __init__(self, std: float):
+        _require("Noise's std", std, std >= 0, "at least 0")
+        self.std = std
+
+    def __call__(self, images, rng):
+        return _bytes(images + 255 * np.float32(self.std) * rng.standard_normal(images.shape, np.float32))
+
+
+class ColourJitter(Shown):
+    """Change brightness, contrast and saturation of each image by a factor drawn uniformly from 1 - value to 1 + value.
+
+        brightness: f * x        contrast: g + f * (x - g), g the image's mean grey        saturation: the same, g each
+        pixel's grey, 0.299 R + 0.587 G + 0.114 B        (torchvision's formulas, in this order)
+
+    Images of one channel have no saturation.
+    """
+
+    def __init__(self, brightness: float = 0.0, contrast: float = 0.0, saturation: float = 0.0):
+        for name, value in (("brightness", brightness), ("contrast", contrast), ("saturation", saturation)):
+            _require(f"ColourJitter's {name}", value, 0 <= value <= 1, "in 0 .. 1")
+        self.brightness, self.contrast, self.saturation = brightness, contrast, saturation
+
+    def __call__(self, images, rng):
+        brightness, contrast, saturation = (
+            rng.uniform(1 - value, 1 + value, (len(images), 1, 1, 1)).astype(np.float32)
+            for value in (self.brightness, self.contrast, self.saturation))
+        x = np.clip(images * brightness, 0, 255)
+        grey = _grey(x).mean((1, 2), keepdims=True)
+        x = np.clip(grey + contrast * (x - grey), 0, 255)
+        if images.shape[3] == 3:
+            grey = _grey(x)
+            x = grey + saturation * (x - grey)
+        return _bytes(x)
+
+
+class MixUp(Shown):
+    """Train on weighted means of pairs of images, against the same means of their labels.
+
+        x = w * x + (1 - w) * x[partner]        target = w * one_hot + (1 - w) * one_hot[partner]: (N, K) shares
+
+    w is drawn from Beta(alpha, alpha) for each batch, partners are a permutation of it. It acts on standardised images,
+    after the other augmentations of the list. Source: Zhang et al. 2018, section 2, https://arxiv.org/abs/1710.09412
+    """
+
+    def __init__(self, alpha: float = 0.2):
+        _require("MixUp's alpha", alpha, 0 < alpha < float("inf"), "above 0")
+        self.alpha = alpha
+
+    def mix(self, x: np.ndarray, target: np.ndarray, classes: int, rng: np.random.Generator):
+        """x: (N, H, W, C), target: (N,) integers -> x, and shares (N, classes) of x's dtype."""
+        w, partner = x.dtype.type(rng.beta(self.alpha, self.alpha)), rng.permutation(len(x))
+        one_hot = np.eye(classes, dtype=x.dtype)[target]
+        return w * x + (1 - w) * x[partner], w * one_hot + (1 - w) * one_hot[partner]
+
+
+def _grey(x):
+    if x.shape[3] != 3:
+        return x.mean(3, keepdims=True)
+    return (x @ np.array([0.299, 0.587, 0.114], np.float32))[..., None]
+
+
+def _bytes(x):
+    return np.clip(np.rint(x), 0, 255).astype(np.uint8)
+
+
+def _rectangles(images, top, left, tall, wide):
+    """Which pixels lie in each image's rectangle: (N, H, W, 1) bool."""
+    def inside(start, size, length):
+        places = np.arange(length)
+        start, size = np.asarray(start)[:, None], np.broadcast_to(size, len(images))[:, None]
+        return (places >= start) & (places < start + size)
+
+    return (inside(top, tall, images.shape[1])[:, :, None] & inside(left, wide, images.shape[2])[:, None])[..., None]
+
+
+def _require(name, value, fits, wanted):
+    if not fits:
+        raise UserError(f"{name} must be {wanted}, got {value!r}")
