@@ -38,7 +38,7 @@ def _input(x, prologue=None, residual=None, formed=None):
 
 
 def _convolved(x, weight, geometry, source, turned=False, moments=False, epilogue=(None, None, False), points=None):
-    """y of a convolution, or with `turned` dx of dy = x; with `moments` also (2, O): mean and biased variance.
+    """y of a convolution, or with `turned` dx of dy = x; and with `moments` (2, O): mean and biased variance.
 
     epilogue: (bias, residual, relu): y = relu(y + bias + residual). points: Winograd's of the weights, else they are made.
     """
@@ -49,7 +49,7 @@ def _convolved(x, weight, geometry, source, turned=False, moments=False, epilogu
     m = winograd_size((N, *geometry.size, C), dtype, O, *geometry[2:])
     if m:
         kernel, plan, counts, scratch = winograd.forward_plan(m, dtype, N, H, W, C, O, turned)
-        first = (0 if points is not None else blocks_of(C, dtype))
+        first = 0 if points is not None else blocks_of(C, dtype)
         points = winograd.points_room(m, C, O, dtype) if points is None else points
     else:
         narrow = source.mean.size == 0
@@ -57,18 +57,17 @@ def _convolved(x, weight, geometry, source, turned=False, moments=False, epilogu
                                                                       turned)
         first = 0
     bias, residual, relu = epilogue
-    merged = np.empty((2, O), dtype) if moments else None
+    merged = np.empty((2, O if moments else 0), dtype)
     shape = (len(counts) if moments else 0, blocks_of(O, dtype) * block_of(dtype))
     means, squares = shared_scratch((2, *shape), dtype, "moments")
     output = Output(y.reshape(-1), means, squares, _flat(bias, nothing), _flat(residual, nothing),
                     dtype.type(0 if relu else -np.inf))
     tasks = first + plan.units.count * plan.slices + (O if moments else 0)
     work = 2 * y.size * weight.size // O
-    merged_ = nothing.reshape(0, 0) if merged is None else merged
     if m:
-        launch(kernel, tasks, work, plan, weight.reshape(-1), points, first, source, output, counts, merged_, scratch)
+        launch(kernel, tasks, work, plan, weight.reshape(-1), points, first, source, output, counts, merged, scratch)
     else:
-        launch(kernel, tasks, work, plan, weight.reshape(-1), source, output, counts, merged_, tables, scratch)
+        launch(kernel, tasks, work, plan, weight.reshape(-1), source, output, counts, merged, tables, scratch)
     return y, merged
 
 

@@ -29,11 +29,8 @@ def put(STREAMS, y, offset, v, first):
 
 
 @jit.part
-def moments(LANES, COPIES, x, start, end, means, squares, part, y, target):
-    """means[part], squares[part]: mean and sum of squares about it of rows start .. end of x: (..., C).
-
-    If COPIES, a constant, says so the rows are stored to y, from `target` on, as they are read.
-    """
+def moments(LANES, x, start, end, means, squares, part):
+    """means[part], squares[part]: mean and sum of squares about it of rows start .. end of x: (..., C)."""
     C = means.shape[1]
     for c0 in range(0, C, LANES):
         c = min(c0, C - LANES)
@@ -42,16 +39,11 @@ def moments(LANES, COPIES, x, start, end, means, squares, part, y, target):
         total_odd, square_odd = total, square  # two chains each, since an addition takes several cycles
         for row in range(start, end - 1, 2):
             even, odd = load(LANES, x, row * C + c), load(LANES, x, row * C + C + c)
-            if COPIES:
-                stream(y, target + (row - start) * C + c, even)
-                stream(y, target + (row - start) * C + C + c, odd)
             v, w = even - pivot, odd - pivot
             total, square = total + v, square + v * v
             total_odd, square_odd = total_odd + w, square_odd + w * w
         if (end - start) % 2:
             last = load(LANES, x, (end - 1) * C + c)
-            if COPIES:
-                stream(y, target + (end - 1 - start) * C + c, last)
             v = last - pivot
             total, square = total + v, square + v * v
         total, square = total + total_odd, square + square_odd

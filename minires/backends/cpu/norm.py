@@ -45,7 +45,7 @@ def _batch_moments_kernel(lanes):
                 await_tasks(counter, PARTS)
                 merge_channel(means, squares, counts, part - PARTS, merged)
             elif start < end:
-                moments(lanes, False, x, start, end, means, squares, part, x[:0], 0)
+                moments(lanes, x, start, end, means, squares, part)
 
     return batch_moments
 
