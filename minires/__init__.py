@@ -41,6 +41,7 @@ Where the rest lives; help(minires.layers) and so on go on from here:
     minires.arguments    what arguments are checked with
     minires.files        safetensors in and out
     minires.reprs        how objects print themselves
+    minires.machine      the processor, cores and memory of this machine
     minires.watching     listeners of layers, and who takes their calls
     minires.errors       UserError
 """

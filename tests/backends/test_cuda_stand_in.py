@@ -229,4 +229,4 @@ def test_kernels_are_compiled_once(monkeypatch):
     elementwise.relu_forward(x)
     monkeypatch.setattr(cupy.RawModule, "__init__", None)
     elementwise.relu_forward(x)
-    assert compiler.names_in("elementwise.cu") == ["relu_forward", "relu_backward", "add", "dropout"]
+    assert {"relu_forward", "relu_backward", "gelu_forward", "add", "dropout"} <= set(compiler.names_in("elementwise.cu"))

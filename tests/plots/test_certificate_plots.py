@@ -70,7 +70,7 @@ def test_a_panel_holds_every_error(tmp_path, figures):
 
 
 def test_step_curves_of_a_class_and_of_a_model():
-    assert list(step_curves("BatchNorm2d")) == ["BatchNorm2d", "BatchNorm2d evaluation"]
+    assert list(step_curves("BatchNorm2d")) == ["BatchNorm2d", "BatchNorm2d evaluation", "BatchNorm2d frozen"]
     (name, curve), = step_curves("resnet20").items()
     assert name == "resnet20" and curve.best("central")[1] < 1e-7 and "it holds a ReLU" in curve.reason
 

@@ -54,7 +54,7 @@ def test_pgd_stays_within_its_bounds_and_raises_the_loss(start, rng):
 
 
 def test_attacks_lower_the_accuracy_and_training_on_them_wins_some_back():
-    data = make_shapes(192, 0, 12)
+    data = make_shapes(192, 0, 16)
     mean, std = channel_statistics(data.images)
     robust = {}
     for adversarial in (False, True):

@@ -167,14 +167,14 @@ def test_randomise_parameters_reaches_every_tensor(rng):
 def test_certificate_of_one_layer():
     ticks = []
     proof = certificate("BatchNorm2d", rng=np.random.default_rng(3), progress=lambda *tick: ticks.append(tick))
-    assert proof.passed and len(proof.rows) == 12  # two cases, three tensors, two back ends
-    assert [tick[0] for tick in ticks] == list(range(1, 13)) and {tick[1] for tick in ticks} == {12}
+    assert proof.passed and len(proof.rows) == 18  # three cases, three tensors, two back ends
+    assert [tick[0] for tick in ticks] == list(range(1, 19)) and {tick[1] for tick in ticks} == {18}
     text = render(proof, details=True)
     for row in proof.rows:
         assert row.backend in ("reference", "cpu") and row.entries == row.size and row.error < row.tolerance == 1e-6
         assert f"{row.error:.1e}" in text
-    assert text.count(" ok") == 12 and "every gradient is the derivative: 12 tensors" in text
-    assert render(proof).count(" ok") == 4
+    assert text.count(" ok") == 18 and "every gradient is the derivative: 18 tensors" in text
+    assert render(proof).count(" ok") == 6
 
 
 def test_certificate_shows_a_failure(monkeypatch):

@@ -6,11 +6,21 @@ import pytest
 
 from minires.backends import use_backend
 from minires.errors import UserError
-from minires.layer import inference_mode, listening
-from minires.layers import BasicBlock, BatchNorm2d, Bottleneck, Conv2d, GlobalAvgPool2d, Linear, MaxPool2d, PlainBlock, ReLU
+from minires.layer import Sequential, inference_mode, listening
+from minires.layers import (
+    BasicBlock,
+    BatchNorm2d,
+    Bottleneck,
+    Conv2d,
+    GlobalAvgPool2d,
+    Linear,
+    MaxPool2d,
+    PlainBlock,
+    ReLU,
+)
 from minires.losses import CrossEntropyLoss
 from minires.models import build_model
-from minires.models.resnet import _ResNet
+from minires.models.resnet import ResNet
 from minires.study import check_gradients, distinct_nonzero, randomise_parameters
 from minires.study.xray import backward_norms, decompose, effective_rank, lesion, lesion_study, observe, plain_twin
 from minires.study.xray.gradients import blocks_of, body
@@ -21,16 +31,17 @@ RESIDUAL = [name for name in KINDS if name != "plain"]
 NAMES = ["layer1.0", "layer1.1", "layer2.0", "layer2.1"]
 
 
-class Small(_ResNet):
+class Small(ResNet):
     """Four blocks in two stages, with a stem that may pool."""
 
     def __init__(self, block, shortcut, rng, pooled=False):
-        self._width = 4
         self.conv1, self.bn1, self.relu = Conv2d(3, 4, 3, 1, 1, bias=False, rng=rng), BatchNorm2d(4), ReLU()
         if pooled:
             self.maxpool = MaxPool2d(3, 2, 1)
-        self.layer1 = self._stage(block, 4, 2, 1, shortcut, rng)
-        self.layer2 = self._stage(block, 8, 2, 2, shortcut, rng)
+        self.layer1, self.layer2 = (
+            Sequential(block(inside, channels, stride, shortcut, rng=rng),
+                       block(channels * block.expansion, channels, 1, shortcut, rng=rng))
+            for inside, channels, stride in ((4, 4, 1), (4 * block.expansion, 8, 2)))
         self.pool = GlobalAvgPool2d()
         self.fc = Linear(8 * block.expansion, 5, rng=rng)
 
