@@ -80,6 +80,35 @@ def weights_of_its_own():
 
 
 @pytest.fixture
+def command(capsys):
+    """command("train", "--epochs", 2) -> (exit code, stdout, stderr) of minires."""
+    from minires.cli import main
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as stop:
+            main([str(argument) for argument in arguments])
+        return stop.value.code or 0, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures that are made, to look into."""
+    from matplotlib.figure import Figure
+
+    made = []
+
+    class Kept(Figure):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            made.append(self)
+
+    monkeypatch.setattr("minires.plots.style.Figure", Kept)
+    return made
+
+
+@pytest.fixture
 def every_thread():
     """The cpu back end uses all threads, in the test and after it."""
     set_num_threads(MOST_THREADS)

@@ -9,7 +9,17 @@ from hypothesis import strategies as st
 from minires.backends import cpu, reference
 from minires.backends.cpu import convolution
 from minires.backends.cpu.arena import aligned_zeros
-from minires.backends.cpu.units import GROUPS, LEAST_TASKS, PARTIAL_BYTES, groups_of, in_steps, slices_of, unit_of, units_of
+from minires.backends.cpu.units import (
+    GROUPS,
+    LEAST_TASKS,
+    PARTIAL_BYTES,
+    groups_of,
+    in_steps,
+    slice_of,
+    slices_of,
+    unit_of,
+    units_of,
+)
 
 sizes = st.integers(1, 40)
 
@@ -29,8 +39,16 @@ def test_units_hold_every_row_of_every_image_once(N, height, width, most, blocks
 
 def test_few_images_are_shared_out_and_many_are_not():
     assert units_of(1, 8, 8, 64, 1).count >= LEAST_TASKS  # rows, where there are no channels to share out
-    assert units_of(1, 1, 1, 64, 32).count == 1 and slices_of(1, 32) >= LEAST_TASKS
-    assert units_of(128, 8, 8, 64, 1).count == 128 and slices_of(128, 32) == 1
+    assert units_of(1, 1, 1, 64, 32).count == 1 and slices_of(1, 32, 1).count >= LEAST_TASKS
+    assert units_of(128, 8, 8, 64, 1).count == 128 and slices_of(128, 32, 1).count == 1
+
+
+@given(units=st.integers(1, 20), blocks=st.integers(1, 130), tile_blocks=st.integers(1, 2))
+def test_slices_hold_every_block_once_in_whole_tiles(units, blocks, tile_blocks):
+    slices = slices_of(units, blocks, tile_blocks)
+    found = [block for number in range(slices.count) for block in range(*slice_of(slices, number))]
+    assert found == list(range(slices.total)) and blocks <= slices.total < blocks + tile_blocks
+    assert all(slice_of(slices, number)[0] % tile_blocks == 0 for number in range(slices.count))
 
 
 @given(units=st.integers(1, 1000), size=st.integers(1, 1 << 28))

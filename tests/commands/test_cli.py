@@ -11,7 +11,6 @@ from PIL import Image
 
 import minires
 from minires.backends import use_backend
-from minires.cli import main
 from minires.files import load_tensors, save_tensors
 from minires.models import build_model
 
@@ -24,16 +23,6 @@ def reference_kernels(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with use_backend("reference"):
         yield
-
-
-@pytest.fixture
-def command(capsys):
-    """command("train", "--epochs", "2") -> (exit code, stdout, stderr)."""
-    def run(*arguments):
-        with pytest.raises(SystemExit) as exit_:
-            main([str(argument) for argument in arguments])
-        return exit_.value.code or 0, *capsys.readouterr()
-    return run
 
 
 @pytest.fixture

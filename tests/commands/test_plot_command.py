@@ -1,10 +1,11 @@
 """`minires plot`: curves by default, and each picture of a trained network from the command line."""
+from functools import partial
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from minires.backends import use_backend
-from minires.cli import main
 from minires.data.cifar10 import CLASSES
 from minires.files import load_tensors, save_tensors
 from minires.models import build_model
@@ -20,13 +21,9 @@ def reference_kernels(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def command(capsys):
+def command(command):
     """command("filters", "run") -> (exit code, stdout, stderr) of minires plot."""
-    def call(*arguments):
-        with pytest.raises(SystemExit) as stop:
-            main(["plot", *map(str, arguments)])
-        return stop.value.code or 0, *capsys.readouterr()
-    return call
+    return partial(command, "plot")
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ from minires import CrossEntropyLoss, MSELoss, Sequential, build_model, use_back
 from minires.backends.listing import CONVOLUTIONS, LINEAR, TWICE, flops, moved_bytes, names, rows, text
 from minires.backends.trace import RULES, WRITES, Tracer
 from minires.bench.roofline import least_seconds, step_seconds
-from minires.cli import main
 from minires.layer import Layer
 from minires.layers import BasicBlock, Conv2d, Linear, ReLU
 from minires.models.summary import summarise
@@ -22,16 +21,6 @@ SHAPE = (2, 8, 8, 3)
 def plan():
     """The plan of a training step of ResNet-20 on two small images."""
     return minires.compile(build_model("resnet20"), CrossEntropyLoss()).plan(SHAPE)
-
-
-@pytest.fixture
-def command(capsys):
-    """command("plan", "resnet20") -> (exit code, stdout, stderr)."""
-    def run(*arguments):
-        with pytest.raises(SystemExit) as exit_:
-            main([str(argument) for argument in arguments])
-        return exit_.value.code or 0, *capsys.readouterr()
-    return run
 
 
 def traced(function, *shapes, dtype=np.float32):

@@ -1,39 +1,17 @@
 """The pictures of the V and of the sharpness, and the commands that draw them."""
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 from PIL import Image
 
-from minires.cli import main
 from minires.plots.certificate import LEAST, draw_sharpness, draw_step_curves
 from minires.study.certificate import STEP_CURVES, step_curves
 
 
 @pytest.fixture
-def figures(monkeypatch):
-    """The figures that are made, to look into."""
-    made = []
-
-    class Kept(Figure):
-        def __init__(self, *args, **options):
-            super().__init__(*args, **options)
-            made.append(self)
-
-    monkeypatch.setattr("minires.plots.style.Figure", Kept)
-    return made
-
-
-@pytest.fixture
-def command(capsys, monkeypatch, tmp_path):
-    """command("gradcheck", "Linear") -> (exit code, stdout, stderr), in an empty folder."""
+def command(command, monkeypatch, tmp_path):
+    """In an empty folder."""
     monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        with pytest.raises(SystemExit) as exit_:
-            main([str(argument) for argument in arguments])
-        return exit_.value.code or 0, *capsys.readouterr()
-
-    return run
+    return command
 
 
 def assert_picture(path):

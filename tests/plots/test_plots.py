@@ -1,7 +1,6 @@
 """Pictures: the curves that are asked for are on them, and the files are pictures."""
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 from PIL import Image
 
 from minires.errors import UserError
@@ -21,20 +20,6 @@ def rows(epochs, validation=False, scale=1.0):
         for index, name in enumerate(("train", "test", "validation")[:3 if validation else 2]):
             row |= {f"{name}_loss": scale * (2 + index) / epoch, f"{name}_accuracy": 1 - 0.1 * (index + 1) / epoch}
         made.append(row)
-    return made
-
-
-@pytest.fixture
-def figures(monkeypatch):
-    """The figures that are made, to look into."""
-    made = []
-
-    class Kept(Figure):
-        def __init__(self, *args, **options):
-            super().__init__(*args, **options)
-            made.append(self)
-
-    monkeypatch.setattr("minires.plots.style.Figure", Kept)
     return made
 
 

@@ -289,24 +289,16 @@ def test_mistakes_of_the_user(arguments, message, capsys):
     assert (code, text) == (2, "") and err.startswith(f"minires: error: {message}") and err.count("\n") == 1
 
 
-def test_curves_of_the_picture(tmp_path, monkeypatch):
+def test_curves_of_the_picture(tmp_path, figures):
     """Each panel holds the clean curves and the bug's, cut at the panel's upper edge."""
-    from matplotlib.figure import Figure
-    made = []
-
-    class Kept(Figure):
-        def __init__(self, *arguments, **options):
-            super().__init__(*arguments, **options)
-            made.append(self)
-
-    monkeypatch.setattr("minires.plots.style.Figure", Kept)
     panels = [{"name": "first", "verdict": "looks fine", "losses": [2.0, 1.0, 0.5], "clean": [[2.0, 1.0, 0.4]], "stride": 8,
                "label": "0.5"},
               {"name": "second", "verdict": "diverged", "losses": [2.0, 99.0], "clean": [[2.0, 1.0, 0.4]], "stride": 8,
                "label": "inf"}]
     draw_bugs(panels, VERDICTS, tmp_path / "bugs.png")
-    first, second = made[0].axes
+    first, second = figures[0].axes
     assert [list(line.get_ydata()) for line in first.get_lines()] == [[2.0, 1.0, 0.4], [2.0, 1.0, 0.5]]
     assert [list(line.get_ydata()) for line in second.get_lines()] == [[2.0, 1.0, 0.4], [2.0, 2.5], [2.5]]
-    assert [axes.get_title(loc="left") for axes in made[0].axes] == ["first", "second"]
-    assert {text.get_text() for text in made[0].legends[0].get_texts()} == {"looks fine", "diverged", "clean, three seeds"}
+    assert [axes.get_title(loc="left") for axes in figures[0].axes] == ["first", "second"]
+    shown = {text.get_text() for text in figures[0].legends[0].get_texts()}
+    assert shown == {"looks fine", "diverged", "clean, three seeds"}

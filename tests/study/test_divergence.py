@@ -3,13 +3,13 @@ import json
 import shutil
 import sys
 from contextlib import ExitStack
+from functools import partial
 
 import numpy as np
 import pytest
 import tomli_w
 
 from minires.backends import reference, use_backend
-from minires.cli import main
 from minires.errors import UserError
 from minires.files import load_tensors, save_tensors
 from minires.layers import BatchNorm2d, Conv2d
@@ -314,12 +314,8 @@ def test_a_tensor_that_one_run_lacks(pair):
 
 
 @pytest.fixture
-def command(capsys):
-    def call(*arguments):
-        with pytest.raises(SystemExit) as stop:
-            main(["study", "diff", *map(str, arguments)])
-        return stop.value.code or 0, *capsys.readouterr()
-    return call
+def command(command):
+    return partial(command, "study", "diff")
 
 
 def test_the_command_says_whether_they_part(command, tmp_path, monkeypatch):

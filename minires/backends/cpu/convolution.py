@@ -14,7 +14,7 @@ import numpy as np
 from minires.backends import composed
 from minires.backends.cpu import direct, winograd
 from minires.backends.cpu.algorithm import winograd_size
-from minires.backends.cpu.arena import empty
+from minires.backends.cpu.arena import aligned_zeros, empty
 from minires.backends.cpu.geometry import geometry_of
 from minires.backends.cpu.host import block_of
 from minires.backends.cpu.images import Gradient, Input, InputGradient, Output, blocks_of, shared_scratch
@@ -49,25 +49,21 @@ def _convolved(x, weight, geometry, source, turned=False, moments=False, epilogu
     m = winograd_size((N, *geometry.size, C), dtype, O, *geometry[2:])
     if m:
         kernel, plan, counts, scratch = winograd.forward_plan(m, dtype, N, H, W, C, O, turned)
-        first = 0 if points is not None else blocks_of(C, dtype)
-        points = winograd.points_room(m, C, O, dtype) if points is None else points
+        transforms = 0 if points is not None else blocks_of(C, dtype)
+        points = shared_scratch((winograd.points_size(m, C, O, dtype),), dtype, "points") if points is None else points
+        before, after = (plan, weight.reshape(-1), points, transforms), (scratch,)
     else:
-        narrow = source.mean.size == 0
-        kernel, plan, counts, tables, scratch = direct.forward_plan(geometry, dtype, N, C, O, narrow, source.formed.size > 0,
-                                                                      turned)
-        first = 0
+        narrow, whole, transforms = source.mean.size == 0, source.formed.size > 0, 0
+        kernel, (plan, rooms), counts, *after = direct.forward_plan(geometry, dtype, N, C, O, narrow, whole, turned)
+        before = plan, rooms, weight.reshape(-1)
     bias, residual, relu = epilogue
     merged = np.empty((2, O if moments else 0), dtype)
-    shape = (len(counts) if moments else 0, blocks_of(O, dtype) * block_of(dtype))
-    means, squares = shared_scratch((2, *shape), dtype, "moments")
+    means, squares = shared_scratch((2, len(counts) if moments else 0, blocks_of(O, dtype) * block_of(dtype)), dtype,
+                                    "moments")
     output = Output(y.reshape(-1), means, squares, _flat(bias, nothing), _flat(residual, nothing),
                     dtype.type(0 if relu else -np.inf))
-    tasks = first + plan.units.count * plan.slices + (O if moments else 0)
-    work = 2 * y.size * weight.size // O
-    if m:
-        launch(kernel, tasks, work, plan, weight.reshape(-1), points, first, source, output, counts, merged, scratch)
-    else:
-        launch(kernel, tasks, work, plan, weight.reshape(-1), source, output, counts, merged, tables, scratch)
+    tasks = transforms + plan.units.count * plan.slices.count + merged.shape[1]
+    launch(kernel, tasks, 2 * y.size * weight.size // O, *before, source, output, counts, merged, *after)
     return y, merged
 
 
@@ -112,7 +108,17 @@ def prepare(weight, x_shape, stride, padding):
     """Winograd's points of the weights, or the weights."""
     geometry = geometry_of(x_shape, weight.shape[:2], stride, padding, PLAIN)
     m = winograd_size(x_shape, weight.dtype, weight.shape[3], *geometry[2:])
-    return winograd.transformed(m, weight) if m else weight
+    if not m:
+        return weight
+    (C, O), dtype, nothing = weight.shape[2:], weight.dtype, np.empty(0, weight.dtype)
+    points = aligned_zeros((winograd.points_size(m, C, O, dtype),), dtype)
+    kernel, plan, counts, scratch = winograd.forward_plan(m, dtype, *x_shape, O, False)
+    rows, none = blocks_of(C, dtype), nothing.reshape(0, 0)
+    output = Output(nothing, none, none, nothing, nothing, dtype.type(0))
+    # The kernel's first phase alone: its tasks end where units begin.
+    launch(kernel, rows, points.size, plan, np.ascontiguousarray(weight).reshape(-1), points, rows, _input(nothing), output,
+           counts, none, scratch)
+    return points
 
 
 def conv2d_bias_relu(x, weight, bias, residual, relu, stride, padding, prepared=None):
@@ -155,7 +161,7 @@ def in_place(operator, arguments):
         plan = direct.gradient_plan(geometry, x.dtype, x.shape[0], x.shape[3], g.shape[3], prologue is None, True)[1][0]
     if plan.units.bands > 1:
         return ()
-    return (3,) if plan.slices > 1 else (0, 1, 3)
+    return (3,) if plan.slices.count > 1 else (0, 1, 3)
 
 
 def _gradients(g, z, normalisation, x, source, weight, geometry, residual_gradient, front, add_to):
@@ -167,11 +173,13 @@ def _gradients(g, z, normalisation, x, source, weight, geometry, residual_gradie
     need_dx, block = weight is not None, block_of(dtype)
     m = winograd_size(x.shape, dtype, O, *geometry[2:])
     if m:
-        kernel, plan, tasks, parts, partial_size, scratch = winograd.gradient_plan(m, dtype, N, H, W, C, O, need_dx)
+        kernel, plan, tasks, parts, partial_size, *after = winograd.gradient_plan(m, dtype, N, H, W, C, O, need_dx)
+        size = winograd.points_size(m, O, C, dtype) if need_dx else 0
+        before = plan, _flat(weight, nothing), shared_scratch((size,), dtype, "points")
     else:
-        narrow = source.mean.size == 0
-        kernel, plans, tasks, parts, partial_size, tables, scratch = direct.gradient_plan(geometry, dtype, N, C, O, narrow,
-                                                                                         need_dx)
+        kernel, plans, tasks, parts, partial_size, *after = direct.gradient_plan(geometry, dtype, N, C, O,
+                                                                                 source.mean.size == 0, need_dx)
+        before = *plans, _flat(weight, nothing)
     with_sums = need_dx and (source.mean.size > 0 or front is not None)
     dx = empty(x.shape, dtype) if need_dx else nothing
     dweight = empty((*geometry.kernel, C, O), dtype) if add_to is None else add_to
@@ -182,12 +190,6 @@ def _gradients(g, z, normalisation, x, source, weight, geometry, residual_gradie
     gradient = Gradient(g.reshape(-1), _flat(z, nothing), *(normalisation or (nothing,) * 4))
     flat = dweight.reshape(-1)
     partial = flat if partial_size is None else shared_scratch(partial_size, dtype, "partial")
-    weight = nothing if weight is None else weight.reshape(-1)
-    tasks, work = tasks + (C if with_sums else 0), 2 * g.size * dweight.size // O
-    tail = gradient, source, output, total, partial, partial_size is None, flat, add_to is not None
-    if m:
-        points = winograd.points_room(m, O, C, dtype) if need_dx else nothing
-        launch(kernel, tasks, work, plan, weight, points, *tail, scratch)
-    else:
-        launch(kernel, tasks, work, *plans, weight, *tail, tables, scratch)
+    launch(kernel, tasks + (C if with_sums else 0), 2 * g.size * dweight.size // O, *before, gradient, source, output, total,
+           partial, partial_size is None, flat, add_to is not None, *after)
     return (dx if need_dx else None), None if add_to is not None else dweight, *(total if with_sums else (None, None))

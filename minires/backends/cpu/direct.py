@@ -17,7 +17,14 @@ from typing import NamedTuple
 import numpy as np
 
 from minires.backends.cpu import jit
-from minires.backends.cpu.geometry import Window, forward_gather, input_gradient_gather, rows_read
+from minires.backends.cpu.geometry import (
+    Window,
+    elements,
+    forward_gather,
+    input_gradient_gather,
+    nothing_gathered,
+    rows_read,
+)
 from minires.backends.cpu.host import block_of
 from minires.backends.cpu.images import (
     blocks_of,
@@ -26,6 +33,7 @@ from minires.backends.cpu.images import (
     load_gradient,
     load_input,
     load_narrow,
+    places_of,
     scratch,
 )
 from minires.backends.cpu.microkernel import tile
@@ -33,11 +41,14 @@ from minires.backends.cpu.moments import add_channel, merge_channel
 from minires.backends.cpu.simd import load, store
 from minires.backends.cpu.threads import await_tasks, claimed
 from minires.backends.cpu.units import (
+    Slices,
     Units,
     add_groups,
     group_tasks,
     groups_of,
     in_steps,
+    part_counts,
+    slice_of,
     slices_of,
     tiling_of,
     unit_of,
@@ -99,20 +110,42 @@ def gather_unit(ROWS, BLOCKS, BLOCK, work, image, panel, out, out_block, tables,
                              work, out + (o - first) * out_block, places, out_block, s, s_last, length, s > s_first)
 
 
-class Plan(NamedTuple):
-    """The numbers of a convolution, or of what turns it round, for the kernels."""
+@jit.part
+def load_unit(BLOCK, RAGGED, source, n0, n1, row, rows, window, H, W, C, first, end, keeps, work, image, block_size, size):
+    """Images n0 .. n1 into scratch, the blocks first .. end of channels, for output rows from `row` (of what is read) on."""
+    for n in range(n0, n1):
+        at, top, read = image + (n - n0) * size, row + window.first, rows_read(window, rows)
+        if window.narrow < BLOCK:
+            load_narrow(source.x, n, top, read, window.left, window.width, H, W, C, work, at)
+        else:
+            for c in range(first, end):
+                load_input(BLOCK, RAGGED, source, n, top, read, window.left, window.width, H, W, C, c * BLOCK, keeps, work,
+                           at + (c - first) * block_size)
 
-    H: int  # of what is read
+
+class Plan(NamedTuple):
+    """The numbers of a gather, or of a convolution's gradients, for the kernels."""
+
+    H: int  # of what is read; of x
     W: int
     C: int
-    OH: int  # of what is written
+    OH: int  # of what is written; of dy
     OW: int
     O: int
-    units: Units  # of what is written; in the gradient's kernel of dy
-    slices: int  # of the channels written; in the gradient's kernel of x's
-    window: Window  # of what is read
-    c_step: int  # elements from a weight to that of the next channel read, and written
+    units: Units  # of what is written; of dy
+    slices: Slices  # of the channels written; of dx
+    window: Window  # of what is read; of x
+    c_step: int  # elements from a weight to that of the next channel read, and written (in the gradient's, of dy and dx)
     o_step: int
+
+
+class Rooms(NamedTuple):
+    """Where parts of scratch begin, and elements of a block of channels in each."""
+
+    out: int
+    panel: int
+    image_block: int
+    out_block: int
 
 
 @cache
@@ -121,39 +154,27 @@ def forward_kernel(tiling, block, ragged):
     rows_, blocks_ = tiling.rows, tiling.blocks
 
     @jit.kernel
-    def gather(tasks, counter, thread, plan, weight, source, output, counts, merged, tables, works):
-        work, units, window, C, O, OW = works[thread], plan.units, plan.window, plan.C, plan.O, plan.OW
-        narrow, read = window.narrow, rows_read(window, units.rows)
-        ins, outs = -(-C // block), -(-O // block)
-        wide = -(-outs // blocks_) * blocks_
-        per_slice = -(-(wide // blocks_) // plan.slices) * blocks_
-        out_block, size = units.images * units.rows * OW * block, read * window.width * narrow
-        image = np.int64(0)
-        out = image + -(-ins * units.images * size // block) * block + block
-        panel = out + per_slice * out_block
-        convolved = units.count * plan.slices
+    def gather(tasks, counter, thread, plan, rooms, weight, source, output, counts, merged, tables, works):
+        work, units, window, slices, C, O, OW = (works[thread], plan.units, plan.window, plan.slices, plan.C, plan.O,
+                                                 plan.OW)
+        narrow, ins, outs, image = window.narrow, -(-C // block), -(-O // block), np.int64(0)
+        size, out_size = rooms.image_block // units.images, rooms.out_block // units.images
+        convolved = units.count * slices.count
         for task in claimed(tasks, counter, thread):
             if task >= convolved:
                 await_tasks(counter, convolved)
                 merge_channel(output.means, output.squares, counts, task - convolved, merged)
                 continue
-            unit, part = task // plan.slices, task % plan.slices
-            first, end = part * per_slice, min((part + 1) * per_slice, wide)
+            unit, part = task // slices.count, task % slices.count
+            first, end = slice_of(slices, part)
             n0, n1, row, rows = unit_of(units, unit)
-            top = (row * window.step if window.step > 0 else row // -window.step) + window.first
-            for n in range(n0, n1):
-                if narrow < block:
-                    load_narrow(source.x, n, top, rows_read(window, rows), window.left, window.width, plan.H, plan.W, C,
-                                work, image + (n - n0) * size)
-                else:
-                    for c in range(ins):
-                        load_input(block, ragged, source, n, top, rows_read(window, rows), window.left, window.width, plan.H,
-                                   plan.W, C, c * block, part == 0, work, image + (c * units.images + n - n0) * size)
-            gather_unit(rows_, blocks_, block, work, image, panel, out, out_block, tables, weight, narrow, C, O, plan.c_step,
-                        plan.o_step, n1 - n0, rows, first, end)
+            load_unit(block, ragged, source, n0, n1, (row * window.step if window.step > 0 else row // -window.step), rows,
+                      window, plan.H, plan.W, C, np.int64(0), ins, part == 0, work, image, rooms.image_block, size)
+            gather_unit(rows_, blocks_, block, work, image, rooms.panel, rooms.out, rooms.out_block, tables, weight, narrow,
+                        C, O, plan.c_step, plan.o_step, n1 - n0, rows, first, end)
             for o in range(first, min(end, outs)):
                 for n in range(n0, n1):
-                    at = out + (o - first) * out_block + (n - n0) * units.rows * OW * block
+                    at = rooms.out + (o - first) * rooms.out_block + (n - n0) * out_size
                     finish(block, ragged, work, at, OW * block, rows, OW, output, (n * plan.OH + row) * OW * O, O, o * block,
                            n * units.bands + unit % units.bands)
 
@@ -171,29 +192,33 @@ class Runs(NamedTuple):
     x_step: int  # elements from a pixel to the next in a row of x
 
 
+class GradientRooms(NamedTuple):
+    """The same for the gradients: x at 0, dz, dx, and weights laid out."""
+
+    z: int
+    dx: int
+    panel: int
+    x_block: int
+    z_block: int
+    dx_block: int
+
+
 @cache
 def gradient_kernel(tiling, block, ragged):
     """The kernel of dweight and dx: groups of units, slices of input channels; sums over the groups and over the units."""
     rows_, blocks_, channels = tiling.rows, tiling.blocks, tiling.channels
 
     @jit.kernel
-    def gather_gradient(tasks, counter, thread, plan, z_window, dx_units, groups, runs, weight, gradient, source, output,
-                        total, partial, direct, dweight, adds, tables, works):
-        work, units, window, C, O, OH, OW = works[thread], plan.units, plan.window, plan.C, plan.O, plan.OH, plan.OW
-        narrow, x_read, z_read = window.narrow, rows_read(window, units.rows), rows_read(z_window, dx_units.rows)
-        ins, outs = -(-C // block), -(-O // block)
-        wide_ins, wide_outs = -(-ins // blocks_) * blocks_, -(-outs // blocks_) * blocks_
-        per_slice = -(-(wide_ins // blocks_) // plan.slices) * blocks_
-        x_size, z_size = x_read * window.width * narrow, z_read * z_window.width * block
-        x_block, z_block = units.images * x_size, units.images * z_size
-        dx_block = dx_units.images * dx_units.rows * plan.W * block
-        x_image = np.int64(0)
-        z_image = x_image + -(-per_slice * x_block // block) * block + block
-        dx_image = z_image + wide_outs * z_block
-        panel = dx_image + (per_slice * dx_block if output.dx.size else 0)
+    def gather_gradient(tasks, counter, thread, plan, z_window, dx_units, groups, runs, rooms, weight, gradient, source,
+                        output, total, partial, direct, dweight, adds, tables, works):
+        work, units, window, slices, C, O = works[thread], plan.units, plan.window, plan.slices, plan.C, plan.O
+        ins, outs, x_image = -(-C // block), -(-O // block), np.int64(0)
+        x_size, z_size, dx_size = (rooms.x_block // units.images, rooms.z_block // units.images,
+                                   rooms.dx_block // units.images)
         per_block = runs.starts.shape[0] // ins
-        run_rows, padded_O = runs.starts.shape[0] * runs.length, O if direct else wide_outs * block
-        computed, all_rows = groups * plan.slices, dweight.size // O
+        run_rows, padded_O = runs.starts.shape[0] * runs.length, O if direct else -(-outs // blocks_) * blocks_ * block
+        z_at = rooms.z + (z_window.left - z_window.first * z_window.width) * block
+        computed, all_rows = groups * slices.count, dweight.size // O
         sums = computed + (0 if direct else group_tasks(all_rows))
         for task in claimed(tasks, counter, thread):
             if task >= computed:
@@ -204,41 +229,35 @@ def gradient_kernel(tiling, block, ragged):
                 else:
                     add_channel(output.sums, task - sums, total)
                 continue
-            group, part = task // plan.slices, task % plan.slices
-            first, end = part * per_slice, min((part + 1) * per_slice, ins)
+            group, part = task // slices.count, task % slices.count
+            first, end = slice_of(slices, part)
+            last = min(end, ins)
             begin = group * units.count // groups
             for unit in range(begin, (group + 1) * units.count // groups):
                 n0, n1, row, rows = unit_of(units, unit)
                 _, _, x_row, x_rows = unit_of(dx_units, unit)
-                z_top, x_top = row + z_window.first, row * window.step + window.first
+                load_unit(block, ragged, source, n0, n1, row * window.step, rows, window, plan.H, plan.W, C, first, last,
+                          part == 0, work, x_image, rooms.x_block, x_size)
                 for n in range(n0, n1):
-                    if narrow < block:
-                        load_narrow(source.x, n, x_top, rows_read(window, rows), window.left, window.width, plan.H, plan.W,
-                                    C, work, x_image + (n - n0) * x_size)
-                    else:
-                        for c in range(first, end):
-                            load_input(block, ragged, source, n, x_top, rows_read(window, rows), window.left, window.width,
-                                       plan.H, plan.W, C, c * block, part < 0, work,
-                                       x_image + (c - first) * x_block + (n - n0) * x_size)
                     for o in range(outs):
-                        load_gradient(block, ragged, gradient, n, z_top, rows_read(z_window, x_rows), z_window.left,
-                                      z_window.width, OH, OW, O, o * block, work, z_image + o * z_block + (n - n0) * z_size)
-                z_at = z_image + (z_window.left - z_window.first * z_window.width) * block
+                        load_gradient(block, ragged, gradient, n, row + z_window.first, rows_read(z_window, x_rows),
+                                      z_window.left, z_window.width, plan.OH, plan.OW, O, o * block, work,
+                                      rooms.z + o * rooms.z_block + (n - n0) * z_size)
                 for o in range(0, outs, blocks_):
-                    for run in range(first * per_block, end * per_block):
+                    for run in range(first * per_block, last * per_block):
                         start, target = runs.starts[run]
                         for r in range(0, runs.length, channels):
-                            tile(channels, blocks_, block, 0, work, x_image + start - first * x_block + r, 1, runs.x_slabs,
-                                 runs.x_step, work, z_at + o * z_block, runs.z_slabs, z_block,
+                            tile(channels, blocks_, block, 0,
+                                 work, x_image + start - first * rooms.x_block + r, 1, runs.x_slabs, runs.x_step,
+                                 work, z_at + o * rooms.z_block, runs.z_slabs, rooms.z_block,
                                  partial, (group * run_rows + target + r) * padded_O + o * block, padded_O, block,
-                                 0, (n1 - n0) * rows, OW, unit > begin or (direct and adds))
+                                 0, (n1 - n0) * rows, plan.OW, unit > begin or (direct and adds))
                 if output.dx.size:
-                    gather_unit(rows_, blocks_, block, work, z_image, panel, dx_image, dx_block, tables, weight,
-                                np.int64(block), O, C, plan.c_step, plan.o_step, n1 - n0, x_rows, first,
-                                min((part + 1) * per_slice, wide_ins))
-                    for c in range(first, end):
+                    gather_unit(rows_, blocks_, block, work, rooms.z, rooms.panel, rooms.dx, rooms.dx_block, tables, weight,
+                                np.int64(block), O, C, plan.c_step, plan.o_step, n1 - n0, x_rows, first, end)
+                    for c in range(first, last):
                         for n in range(n0, n1):
-                            at = dx_image + (c - first) * dx_block + (n - n0) * dx_units.rows * plan.W * block
+                            at = rooms.dx + (c - first) * rooms.dx_block + (n - n0) * dx_size
                             finish_gradient(block, ragged, work, at, plan.W * block, x_rows, plan.W, source, output,
                                             (n * plan.H + x_row) * plan.W * C, C, c * block,
                                             n * units.bands + unit % units.bands)
@@ -246,41 +265,35 @@ def gradient_kernel(tiling, block, ragged):
     return gather_gradient
 
 
-def _scratch_size(window, units, blocks):
-    return blocks * units.images * rows_read(window, units.rows) * window.width * window.narrow
-
-
 @lru_cache(maxsize=256)
 def forward_plan(geometry, dtype, N, C, O, narrow, whole, turned):
-    """(kernel, Plan, pixels of the parts, tables, scratch) of the convolution from C to O channels, or with `turned` of dx.
+    """(kernel, (Plan, Rooms), pixels of the parts, tables, scratch) of the convolution from C to O channels, or of dx.
 
     narrow: fewer channels than a block may lie as in memory; whole: all of x is read. turned: C are the channels of dy, O
     those of dx.
     """
     tiling, block = tiling_of(dtype, O), block_of(dtype)
     (OH, OW), (H, W) = (geometry.size, geometry.out_size) if turned else (geometry.out_size, geometry.size)
-    outs = -(-blocks_of(O, dtype) // tiling.blocks)
-    units = units_of(N, OH, OW, PIXELS, outs)
+    outs = blocks_of(O, dtype)
+    units = units_of(N, OH, OW, PIXELS, -(-outs // tiling.blocks))
     if turned:
         units = in_steps(units, geometry.stride[0])
         gather = input_gradient_gather(geometry, C, block, tiling.rows, units)
     else:
         gather = forward_gather(geometry, C, block, narrow, whole, tiling.rows, units)
-    slices = slices_of(units.count, outs)
-    per_slice = -(-outs // slices) * tiling.blocks
-    work = (_scratch_size(gather.window, units, blocks_of(C, dtype)) + 2 * block
-            + per_slice * units.images * units.rows * OW * block + _panels(gather.phases, per_slice, block))
+    slices = slices_of(units.count, outs, tiling.blocks)
+    image_block, out_block = elements(gather.window, units), units.images * units.rows * OW * block
+    _, *rooms, end = places_of(block, blocks_of(C, dtype) * image_block, slices.each * out_block,
+                               _panels(gather.phases, slices, block))
+    plan = Plan(H, W, C, OH, OW, O, units, slices, gather.window, *((1, C) if turned else (O, 1)))
     kernel = forward_kernel(tiling, block, O % block > 0 or (C % block > 0 and gather.window.narrow == block))
-    steps = (1, C) if turned else (O, 1)
-    plan = Plan(H, W, C, OH, OW, O, units, slices, gather.window, *steps)
-    rows = [min(units.rows, OH - band * units.rows) for band in range(units.bands)]
-    return kernel, plan, np.array(rows * N, np.int64) * OW, gather[1:], scratch(work, dtype)
+    return (kernel, (plan, Rooms(*rooms, image_block, out_block)), part_counts(units, 1, OH, OW), gather[1:],
+            scratch(end, dtype))
 
 
-def _panels(phases, per_slice, block):
+def _panels(phases, slices, block):
     """Elements of scratch for the weights of a piece of the longest of the phases' slabs."""
-    depth = max(DEPTH, int(phases[:, 6].max()))
-    return min(per_slice, PANELS) * depth * block
+    return min(slices.each, PANELS) * max(DEPTH, int(phases[:, 6].max(initial=0))) * block
 
 
 @lru_cache(maxsize=256)
@@ -288,37 +301,35 @@ def gradient_plan(geometry, dtype, N, C, O, narrow, need_dx):
     """(kernel, its first arguments, tasks but for sums, parts of the sums, size of partial gradients or None, tables,
     scratch)."""
     tiling, block = tiling_of(dtype, min(C, O) if need_dx else O), block_of(dtype)
-    (H, W), (OH, OW), (KH, KW), stride, _, dilation = geometry
+    (H, W), (OH, OW), (KH, KW), stride, *_ = geometry
     ins, outs = blocks_of(C, dtype), blocks_of(O, dtype)
-    wide_ins, wide_outs = (-(-count // tiling.blocks) * tiling.blocks for count in (ins, outs))
-    units = units_of(N, OH, OW, PIXELS, wide_ins // tiling.blocks)
+    wide_outs = -(-outs // tiling.blocks) * tiling.blocks
+    units = units_of(N, OH, OW, PIXELS, -(-ins // tiling.blocks))
     if units.bands > 1 and need_dx and -(-H // stride[0]) != OH:  # rows of dx go with rows of dy
         units = Units(N, N, 1, 1, OH, OH)
     window = forward_gather(geometry, C, block, narrow, False, tiling.rows, units).window
-    dx_units, z_window, tables = units, Window(0, 1, 0, 0, OW, block), (np.empty(0, np.int64),) * 2 + (
-        np.empty((0, 7), np.int64), np.empty(0, np.int64), np.empty((0, 4), np.int64))
     if need_dx:
         dx_units = units._replace(rows=H if units.bands == 1 else units.rows * stride[0], height=H)
         z_window, *tables = input_gradient_gather(geometry, O, block, tiling.rows, dx_units)
-    x_size, z_size = (rows_read(view, each.rows) * view.width * view.narrow
-                      for view, each in ((window, units), (z_window, dx_units)))
-    runs = _runs(geometry, C, window, units, x_size, z_size, z_window.width * block, block, tiling.channels)
+    else:
+        dx_units, (z_window, *tables) = units, nothing_gathered(OW, block)
+    x_block, z_block = elements(window, units), elements(z_window, dx_units)
+    runs = _runs(geometry, C, window, units, x_block, z_block, z_window.width * block, block, tiling.channels)
     rows, padded_rows = KH * KW * C, len(runs.starts) * runs.length
     groups = groups_of(units.count, padded_rows * wide_outs * block * dtype.itemsize)
     direct = groups == 1 and (rows, O) == (padded_rows, wide_outs * block)
-    slices = slices_of(groups, wide_ins // tiling.blocks)
-    per_slice = -(-(wide_ins // tiling.blocks) // slices) * tiling.blocks
-    work = per_slice * units.images * x_size + 2 * block + wide_outs * units.images * z_size
-    if need_dx:
-        work += per_slice * dx_units.images * dx_units.rows * W * block + _panels(tables[2], per_slice, block)
-    kernel = gradient_kernel(tiling, block, O % block > 0 or (C % block > 0 and (need_dx or window.narrow == block)))
+    slices = slices_of(groups, ins, tiling.blocks)
+    dx_block = dx_units.images * dx_units.rows * W * block * need_dx
+    _, *rooms, end = places_of(block, slices.each * x_block, wide_outs * z_block, slices.each * dx_block,
+                               _panels(tables[2], slices, block))
     plan = Plan(H, W, C, OH, OW, O, units, slices, window, 1, O)
-    partial = None if direct else (groups * padded_rows * wide_outs * block,)
-    return (kernel, (plan, z_window, dx_units, groups, runs), groups * slices + (0 if direct else group_tasks(rows)),
-            N * units.bands, partial, tuple(tables), scratch(work, dtype))
+    kernel = gradient_kernel(tiling, block, O % block > 0 or (C % block > 0 and (need_dx or window.narrow == block)))
+    return (kernel, (plan, z_window, dx_units, groups, runs, GradientRooms(*rooms, x_block, z_block, dx_block)),
+            groups * slices.count + (0 if direct else group_tasks(rows)), N * units.bands,
+            None if direct else (groups * padded_rows * wide_outs * block,), tuple(tables), scratch(end, dtype))
 
 
-def _runs(geometry, C, window, units, x_size, z_size, z_pitch, block, channels):
+def _runs(geometry, C, window, units, x_block, z_block, z_pitch, block, channels):
     """The Runs of a convolution."""
     (KH, KW), stride, dilation = geometry.kernel, geometry.stride, geometry.dilation
     narrow, pitch, ins = window.narrow, window.width * window.narrow, -(-C // block)
@@ -326,10 +337,10 @@ def _runs(geometry, C, window, units, x_size, z_size, z_pitch, block, channels):
     used = together * C
     length = -(-used // channels) * channels if narrow < block else block
     padded = length if narrow < block else ins * block
-    starts = [(c * units.images * x_size + i * dilation[0] * pitch + j * dilation[1] * narrow,
+    starts = [(c * x_block + i * dilation[0] * pitch + j * dilation[1] * narrow,
                (i * (KW // together) + j) * padded + c * block)
               for c in range(ins) for i in range(KH) for j in range(KW // together)]
-    x_slabs = [n * x_size + r * stride[0] * pitch for n in range(units.images) for r in range(units.rows)]
-    z_slabs = [n * z_size + r * z_pitch for n in range(units.images) for r in range(units.rows)]
+    x_slabs = [n * (x_block // units.images) + r * stride[0] * pitch for n in range(units.images) for r in range(units.rows)]
+    z_slabs = [n * (z_block // units.images) + r * z_pitch for n in range(units.images) for r in range(units.rows)]
     return Runs(np.array(starts, np.int64), length, used, np.array(x_slabs, np.int64),
                 np.array(z_slabs, np.int64), stride[1] * narrow)

@@ -112,6 +112,17 @@ def rows_read(window, rows):
     return (rows * window.step if window.step > 0 else -(-rows // -window.step)) + window.more
 
 
+def elements(window, units):
+    """Of a block of a unit's images, in scratch."""
+    return units.images * rows_read(window, units.rows) * window.width * window.narrow
+
+
+def nothing_gathered(width, block):
+    """A Gather of nothing from images that are read as they are."""
+    none = np.empty(0, np.int64)
+    return Gather(Window(0, 1, 0, 0, width, block), none, none, none.reshape(0, 7), none, none.reshape(0, 4))
+
+
 def _gather(window, rows, columns, step, spread, size, KW, channels, block, tile_rows, units):
     """rows, columns: per remainder, the (tap, place) that it meets; step: pixels of what is read, and spread: of what is
     written, from one of a phase's pixels to the next."""

@@ -112,6 +112,14 @@ def _scratch(row, dtype, rows, role):
 _made = WeakValueDictionary()  # address: scratch memory
 
 
+def places_of(block, *sizes):
+    """Where parts of so many elements begin that lie one after another, each at a block, and behind the last."""
+    places = [0]
+    for size in sizes:
+        places.append(places[-1] + -(-size // block) * block)
+    return places
+
+
 def shared_scratch(shape, dtype, role):
     """Scratch memory that all threads write to."""
     size = math.prod(shape)
@@ -279,23 +287,13 @@ def finish(BLOCK, RAGGED, image, at, pitch, rows, W, output, start, O, o, part):
 def finish_gradient(BLOCK, RAGGED, image, at, pitch, rows, W, source, output, start, C, c, part):
     """A block of input channels' gradient leaves scratch, as `finish`; source: the convolution's Input."""
     count, past = min(BLOCK, C - c), goes_past(BLOCK, C)
-    if output.sums.size == 0:
-        for r in range(rows):
-            for w in range(W):
-                i = start + (r * W + w) * C + c
-                v = load(BLOCK, image, at + r * pitch + w * BLOCK)
-                if output.residual.size:
-                    prefetch(output.residual, i)
-                    v = v + get(BLOCK, RAGGED, output.residual, i, count)
-                put(RAGGED, past, output.dx, i, count, v)
-        return
     total = splat(BLOCK, image.dtype.type(0))
     product, m, s, b = total, total, total, total
-    normalised = source.mean.size > 0
+    summed, normalised = output.sums.size > 0, source.mean.size > 0
     if normalised:
         m, s = get(BLOCK, RAGGED, source.mean, c, count), get(BLOCK, RAGGED, source.scale, c, count)
         b = get(BLOCK, RAGGED, source.bias, c, count)
-    else:
+    elif summed:
         m = get(BLOCK, RAGGED, output.mean, c, count)
     for r in range(rows):
         for w in range(W):
@@ -304,18 +302,20 @@ def finish_gradient(BLOCK, RAGGED, image, at, pitch, rows, W, source, output, st
             if output.residual.size:
                 prefetch(output.residual, i)
                 v = v + get(BLOCK, RAGGED, output.residual, i, count)
-            prefetch(source.x, i)
-            a = get(BLOCK, RAGGED, source.x, i, count)
-            if normalised:
-                centred = a - m
-                a = centred * s + b
-                if source.residual.size:
-                    a = a + get(BLOCK, RAGGED, source.residual, i, count)
-            else:
-                prefetch(output.z, i)
-                centred = get(BLOCK, RAGGED, output.z, i, count) - m
-            v = where_positive(a, v)
+            if summed:
+                prefetch(source.x, i)
+                a = get(BLOCK, RAGGED, source.x, i, count)
+                if normalised:
+                    centred = a - m
+                    a = centred * s + b
+                    if source.residual.size:
+                        a = a + get(BLOCK, RAGGED, source.residual, i, count)
+                else:
+                    prefetch(output.z, i)
+                    centred = get(BLOCK, RAGGED, output.z, i, count) - m
+                v = where_positive(a, v)
+                total, product = total + v, product + v * centred
             put(RAGGED, past, output.dx, i, count, v)
-            total, product = total + v, product + v * centred
-    store(output.sums, 2 * part * output.sums.shape[2] + c, total)
-    store(output.sums, (2 * part + 1) * output.sums.shape[2] + c, product)
+    if summed:
+        store(output.sums, 2 * part * output.sums.shape[2] + c, total)
+        store(output.sums, (2 * part + 1) * output.sums.shape[2] + c, product)

@@ -135,29 +135,25 @@ def weight_adjoint_1d(M, LANES, x, at, step, y, to, hop):
 
 
 @jit.part
-def transform_tiles(M, LANES, BLOCK, image, start, width, rows, columns, points, at, plane, temp):
-    """V of a block's scratch: rows x columns tiles of M x M pixels, and what is round them, to (M + 2)^2 planes."""
+def transform_tiles(M, LANES, BLOCK, adjoint, image, start, width, rows, columns, points, at, plane, temp):
+    """V of a block's scratch: rows x columns tiles of M x M pixels, and what is round them, to (M + 2)^2 planes.
+
+    adjoint, a constant: A dz A^T instead, of the tiles alone.
+    """
     size = M + 2
     for t in range(rows * columns):
         for lane in range(0, BLOCK, LANES):
             corner, target = start + (t // columns * width + t % columns) * M * BLOCK + lane, at + t * BLOCK + lane
-            for j in range(size):
-                input_1d(M, LANES, image, corner + j * BLOCK, width * BLOCK, temp, j * LANES, size * LANES)
-            for i in range(size):
-                input_1d(M, LANES, temp, i * size * LANES, LANES + 0, points, target + i * size * plane, plane)
-
-
-@jit.part
-def transform_gradients(M, LANES, BLOCK, image, start, width, rows, columns, points, at, plane, temp):
-    """A dz A^T of a block's scratch, from the first pixel on: as `transform_tiles`."""
-    size = M + 2
-    for t in range(rows * columns):
-        for lane in range(0, BLOCK, LANES):
-            corner, target = start + (t // columns * width + t % columns) * M * BLOCK + lane, at + t * BLOCK + lane
-            for j in range(M):
-                output_adjoint_1d(M, LANES, image, corner + j * BLOCK, width * BLOCK, temp, j * LANES, size * LANES)
-            for i in range(size):
-                output_adjoint_1d(M, LANES, temp, i * size * LANES, LANES + 0, points, target + i * size * plane, plane)
+            if adjoint:
+                for j in range(M):
+                    output_adjoint_1d(M, LANES, image, corner + j * BLOCK, width * BLOCK, temp, j * LANES, size * LANES)
+                for i in range(size):
+                    output_adjoint_1d(M, LANES, temp, i * size * LANES, LANES + 0, points, target + i * size * plane, plane)
+            else:
+                for j in range(size):
+                    input_1d(M, LANES, image, corner + j * BLOCK, width * BLOCK, temp, j * LANES, size * LANES)
+                for i in range(size):
+                    input_1d(M, LANES, temp, i * size * LANES, LANES + 0, points, target + i * size * plane, plane)
 
 
 @jit.part

@@ -8,9 +8,11 @@ shape and on the host's cache alone, so the bits of a result do not depend on th
 from functools import cache
 from typing import NamedTuple
 
+import numpy as np
+
 from minires.backends.cpu import jit
 from minires.backends.cpu.environment import MOST_THREADS
-from minires.backends.cpu.host import VECTOR_BYTES, VECTOR_REGISTERS, block_of
+from minires.backends.cpu.host import BLOCK_BYTES, VECTOR_BYTES, VECTOR_REGISTERS, block_of
 from minires.backends.cpu.images import blocks_of
 
 GROUPS = 16  # partial sums of a weight's gradient at most, ...
@@ -30,7 +32,7 @@ class Tiling(NamedTuple):
 @cache
 def tiling_of(dtype, out_channels):
     """The tile that fills the vector registers: one holds an element of A, some a row of B, the others sums."""
-    vectors = 64 // VECTOR_BYTES
+    vectors = BLOCK_BYTES // VECTOR_BYTES
     if vectors == 1 and blocks_of(out_channels, dtype) > 1:
         return Tiling(8, 2, min(8, block_of(dtype)))
     rows = min(12, (VECTOR_REGISTERS - vectors - 1) // vectors)
@@ -53,9 +55,8 @@ def units_of(N, height, width, most, blocks):
     least = -(-LEAST_TASKS // blocks)  # units that are wanted
     if height * width > most or least > N:
         rows = max(1, min(most // width, -(-height * N // least) if least > N else height))
-        rows = -(-height // -(-height // rows))  # bands alike
         bands = -(-height // rows)
-        return Units(N * bands, N, 1, bands, rows, height)
+        return Units(N * bands, N, 1, bands, -(-height // bands), height)  # bands alike
     images = max(1, min(most // (height * width), N // least))
     return Units(-(-N // images), N, images, 1, height, height)
 
@@ -69,9 +70,25 @@ def in_steps(units, step):
     return units._replace(count=units.N * bands, bands=bands, rows=rows)
 
 
-def slices_of(units, blocks):
-    """Parts of `blocks` of channels, so that the threads have enough to do."""
-    return max(1, min(blocks, -(-max(LEAST_TASKS, 2 * MOST_THREADS) // units) if units < LEAST_TASKS else 1))
+class Slices(NamedTuple):
+    """`total` blocks of channels, a whole number of tiles, in slices of `each`."""
+
+    count: int
+    each: int
+    total: int
+
+
+def slices_of(units, blocks, tile_blocks):
+    """`blocks` of channels in as many slices as give the threads enough to do, for so many units (or groups of them)."""
+    tiles = -(-blocks // tile_blocks)
+    each = -(-tiles // min(tiles, -(-max(LEAST_TASKS, 2 * MOST_THREADS) // units))) if units < LEAST_TASKS else tiles
+    return Slices(-(-tiles // each), each * tile_blocks, tiles * tile_blocks)
+
+
+@jit.part
+def slice_of(slices, number):
+    """(first block, behind its last) of a slice."""
+    return number * slices.each, min((number + 1) * slices.each, slices.total)
 
 
 def groups_of(units, gradient_bytes):
@@ -84,6 +101,12 @@ def unit_of(units, unit):
     """(first image, behind its last, first row, number of rows) of a unit."""
     n, row = unit // units.bands * units.images, unit % units.bands * units.rows
     return n, min(n + units.images, units.N), row, min(units.rows, units.height - row)
+
+
+def part_counts(units, tall, H, W):
+    """Pixels of each part whose sums are kept, each image's bands: of H x W pixels, in rows of `tall` pixels."""
+    rows = [min(units.rows * tall, H - band * units.rows * tall) for band in range(units.bands)]
+    return np.array(rows * units.N, np.int64) * W
 
 
 @jit.part
