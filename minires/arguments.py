@@ -6,6 +6,7 @@
 NumPy's integers are integers, its floats are numbers, and a bool is neither. A number is finite unless nothing else is said.
 """
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import numpy as np
 from minires.errors import UserError
 
 MOST = 2**20  # channels, classes, pixels a side: above it a number is a slip, and its arrays would not fit any memory
-MOST_WEIGHTS = 2**25  # of one layer; ResNet-152's largest has 2.4 million
+MOST_WEIGHTS = 2**28  # of one layer; VGG-16's largest has 103 million
 
 
 def is_integer(value):
@@ -49,22 +50,24 @@ def pair(name, value, least, most=MOST):
 
 def number(name, value, least=None, most=None, *, above=None, below=None, infinite=False):
     """A float, finite unless `infinite`, in least .. most, both allowed, or between above and below, neither allowed."""
-    fits = (is_number(value)
-            and (math.isfinite(value) or (infinite and not math.isnan(value)))
+    value = value.item() if isinstance(value, np.integer | np.floating) else value
+    largest = math.inf if infinite else sys.float_info.max  # an int may be larger, and is compared without becoming a float
+    fits = (is_number(value) and -largest <= value <= largest
             and (least is None or value >= least) and (most is None or value <= most)
             and (above is None or value > above) and (below is None or value < below))
     if not fits:
         bounds = [f"{word} {bound:g}" for word, bound in (("at least", least), ("above", above), ("at most", most),
                                                           ("below", below)) if bound is not None]
         raise UserError(f"{name} must be a number{' ' + ' and '.join(bounds) if bounds else ''}, got {shown(value)}")
-    return value if isinstance(value, int | float) and not isinstance(value, np.floating) else value.item()
+    return value
 
 
 def room(owner, shape):
     """Refuse weights of a shape that no memory holds, before they are asked for: a slip in one of the sizes."""
     if math.prod(map(int, shape)) > MOST_WEIGHTS:
         raise UserError(f"{type(owner).__name__} would have weights of shape {tuple(map(int, shape))}, "
-                        f"{math.prod(map(int, shape)):,} numbers: expected at most {MOST_WEIGHTS:,}")
+                        f"{math.prod(map(int, shape)):,} numbers: expected at most {MOST_WEIGHTS:,}, so make one of "
+                        "its sizes smaller")
 
 
 def flag(name, value):

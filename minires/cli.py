@@ -1,8 +1,9 @@
 """The command line: minires train | eval | predict | summary | plan | gradcheck | xray | exercise | study | plot | bench |
 doctor.
 
-Exit codes: 0 done, 1 a fault of ours or a gradient that is wrong, 2 wrong input, 130 stopped by Ctrl-C. Each command
-imports what it needs when it runs, so that `minires --help` is quick.
+Exit codes: 0 done, 1 a fault of ours, a gradient that is wrong or a mistake that `doctor RUN` found, 2 wrong input, 128 and
+the signal's number stopped by it (130 by Ctrl-C). Each command imports what it needs when it runs, so that `minires --help`
+is quick.
 """
 import importlib
 import sys
@@ -122,10 +123,10 @@ def evaluate(
     device: Device = "cpu",
 ):
     """Evaluate a checkpoint: loss, accuracy, and the accuracy of each class."""
+    from minires.backends import require_device
     from minires.evaluation import open_checkpoint, open_test_set
     from minires.losses import CrossEntropyLoss
     from minires.training.metrics import evaluate as score_of
-    from minires.training.run import require_device
 
     use_threads(threads)
     require_device(device)

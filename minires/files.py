@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
+from minires.arguments import shown
 from minires.errors import UserError, WriteError
 
-_UNFINISHED = ".minires-"  # how the name of a file, or a folder, begins that is still being written
+UNFINISHED = ".minires-"  # how the name of a file, or a folder, begins that is still being written
 _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U64": "<u8",
            "U32": "<u4", "U16": "<u2", "U8": "u1", "BOOL": "?"}
 
@@ -22,16 +23,13 @@ def write_atomically(path, content):
     """
     path = Path(path)
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{_UNFINISHED}{path.name}.")
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{UNFINISHED}{path.name}.")
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            with contextlib.suppress(OSError):  # some mounts refuse it (CIFS, exFAT, S3), though the file is written
-                umask = os.umask(0)
-                os.umask(umask)
-                Path(name).chmod(0o666 & ~umask)  # mkstemp's files are for their owner alone
+            give_usual_rights(name, 0o666)
             Path(name).replace(path)
         except BaseException:
             with contextlib.suppress(OSError):
@@ -55,14 +53,17 @@ def _flush_folder(folder):
             os.close(handle)
 
 
-def unfinished_name(folder):
-    """A new path in `folder` for a folder that is to be renamed once it is whole."""
-    return Path(tempfile.mkdtemp(dir=folder, prefix=_UNFINISHED))
+def give_usual_rights(path, mode):
+    """The rights that others' files and folders get: those that `tempfile` makes are for their owner alone."""
+    with contextlib.suppress(OSError):  # some mounts refuse it (CIFS, exFAT, S3), though the file is written
+        umask = os.umask(0)
+        os.umask(umask)
+        Path(path).chmod(mode & ~umask)
 
 
-def unfinished(folder):
-    """The paths in `folder` that writers left who were killed: or that somebody writes at this moment."""
-    return sorted(Path(folder).glob(f"{_UNFINISHED}*"))
+def unfinished(folder, name):
+    """The paths in `folder` that writers of `name` left who were killed: or that somebody writes at this moment."""
+    return sorted(Path(folder).glob(f"{UNFINISHED}{name}*"))
 
 
 def read_json(text, what):
@@ -74,22 +75,37 @@ def read_json(text, what):
                         "damaged") from error
 
 
+def plain_json(name, value):
+    """A dict as it is once it was written as JSON and read again. UserError where it cannot be."""
+    try:
+        if isinstance(value, dict):
+            return json.loads(json.dumps(value, allow_nan=False))
+        problem = f"a {type(value).__name__}"
+    except (ValueError, TypeError, RecursionError) as error:
+        problem = error
+    raise UserError(f"{name} {shown(value)} cannot be written as JSON ({problem}): expected a dict of text, finite numbers, "
+                    "lists and dicts, so convert NumPy's with float(), int() or tolist()")
+
+
 def save_tensors(path, tensors, about=None):
     """Write a dict of NumPy arrays; `about`, a dict of JSON values, goes into the file's header, with a checksum."""
     from safetensors.numpy import save
 
-    # safetensors writes an array's memory as it lies, whatever its strides.
-    contiguous = {name: array.copy(order="C") for name, array in tensors.items()}
-    about = about or {}
+    # safetensors writes an array's memory as it lies, whatever its strides and the order of its bytes.
+    contiguous = {name: array.astype(array.dtype.newbyteorder("<"), order="C") for name, array in tensors.items()}
+    about = plain_json("about", about or {})
     header = [_checksum(contiguous, about), about]
-    metadata = {"minires": json.dumps(header, allow_nan=False)}  # one key: safetensors orders several at random
+    metadata = {"minires": json.dumps(header)}  # one key: safetensors orders several at random
     write_atomically(path, save(contiguous, metadata))
 
 
 def is_safetensors(path):
     """Whether a file begins as a safetensors file does, whatever its name."""
-    with Path(path).open("rb") as file:
-        start = file.read(9)
+    try:
+        with Path(path).open("rb") as file:
+            start = file.read(9)
+    except OSError as error:
+        raise _unreadable(path, error) from error
     return start[8:9] == b"{" or Path(path).suffix == ".safetensors"
 
 
@@ -107,7 +123,9 @@ def load_tensors(path):
     try:
         content = path.read_bytes()
         parts = deserialize(content)
-    except (SafetensorError, OSError, ValueError, TypeError, MemoryError) as error:
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    except (SafetensorError, ValueError, TypeError, MemoryError) as error:
         raise UserError(f"checkpoint {path} is damaged or no safetensors file ({error}): get it again") from error
     tensors = {name: _array(path, name, part) for name, part in parts}
     header = read_json(content[8:8 + int.from_bytes(content[:8], "little")], f"the header of checkpoint {path}")
@@ -121,6 +139,10 @@ def load_tensors(path):
         raise UserError(f"checkpoint {path} is damaged: its checksum is not that of what it holds; get it again, or go "
                         "back to an earlier one")
     return tensors, about
+
+
+def _unreadable(path, error):
+    return UserError(f"checkpoint {path} cannot be read ({error.strerror or error}): make it readable")
 
 
 def _array(path, name, part):

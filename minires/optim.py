@@ -5,7 +5,7 @@ from fnmatch import fnmatchcase
 
 import numpy as np
 
-from minires.arguments import flag, integer, is_number, number, shown, text
+from minires.arguments import flag, integer, number, shown, text
 from minires.backends import device_of, ops_for, to_device, to_numpy
 from minires.errors import UserError
 from minires.layer import Parameter, zero_gradients
@@ -34,10 +34,8 @@ class _Optimiser(Shown):
             raise UserError(f"the optimiser got no parameters{got}: pass model.parameters()")
         self.lr, self.weight_decay = number("lr", lr, 0), number("weight_decay", weight_decay, 0)
         self.decay_all, self.accumulate = flag("decay_all", decay_all), integer("accumulate", accumulate, 1)
-        _require("max_norm", max_norm, max_norm is None or (is_number(max_norm) and max_norm > 0), "above 0")
-        _require("average", average, average is None or (is_number(average) and 0 < average < 1),
-                 "a decay in 0 < average < 1")
-        self.max_norm, self.average = max_norm, average
+        self.max_norm = None if max_norm is None else number("max_norm", max_norm, above=0, infinite=True)
+        self.average = None if average is None else number("average", average, above=0, below=1)
         self.names = (*self.slots, *["average"] * (average is not None), *["sum"] * (self.accumulate > 1))
         self.state = [tuple(p.data.copy() if name == "average" else p.data * 0 for name in self.names)
                       for p in self.parameters]
@@ -197,20 +195,18 @@ def set_parameters(model, pattern, *, frozen=None, lr_factor=None, decay_factor=
     With `frozen` a batch normalisation whose weight fits takes its running statistics in training too, and leaves them.
     UserError for a pattern that no name fits, and for a factor below 0.
     """
-    for name, factor in (("lr_factor", lr_factor), ("decay_factor", decay_factor)):
-        _require(name, factor, factor is None or (is_number(factor) and 0 <= factor < float("inf")), "at least 0")
+    given = {name: number(name, factor, 0) for name, factor in (("lr_factor", lr_factor), ("decay_factor", decay_factor))
+             if factor is not None}
     if frozen is not None:
-        frozen = flag("frozen", frozen)
+        given["frozen"] = frozen = flag("frozen", frozen)
     pattern = text("pattern", pattern)
-    given = {"frozen": frozen, "lr_factor": lr_factor, "decay_factor": decay_factor}
     found = {name: parameter for name, parameter in model.named_parameters() if fnmatchcase(name, pattern)}
     if not found:
         names = [name for name, _ in model.named_parameters()]
         raise UserError(f"no parameter's name fits {pattern!r}: expected a pattern for names such as {', '.join(names[:3])}")
     for parameter in found.values():
         for name, value in given.items():
-            if value is not None:
-                setattr(parameter, name, value)
+            setattr(parameter, name, value)
     for _, layer in model.named_layers():
         if frozen is not None and isinstance(layer, BatchNorm2d) and any(layer.weight is each for each in found.values()):
             layer.frozen = frozen
@@ -225,10 +221,11 @@ def prune(model, fraction, pattern="*"):
     since zeros are the smallest. UserError for a fraction outside 0 <= fraction < 1, and for a pattern that no weight fits.
     Source: Han et al. 2015, section 3, https://arxiv.org/abs/1506.02626
     """
-    _require("fraction", fraction, is_number(fraction) and 0 <= fraction < 1, "in 0 <= fraction < 1")
+    fraction = number("fraction", fraction, 0, below=1)
     pattern = text("pattern", pattern)
     weights = [p for name, p in model.named_parameters() if p.data.ndim > 1 and fnmatchcase(name, pattern)]
-    _require("pattern", pattern, bool(weights), "one that a weight's name fits, such as *conv*")
+    if not weights:
+        raise UserError(f"no weight's name fits {pattern!r}: expected a pattern such as *conv*")
     sizes = [np.abs(to_numpy(parameter.data)).ravel() for parameter in weights]
     order = np.argsort(np.concatenate(sizes), kind="stable")
     kept = np.ones(order.size, bool)
@@ -238,8 +235,3 @@ def prune(model, fraction, pattern="*"):
         parameter.mask = to_device(keep.reshape(data.shape).astype(data.dtype), device_of(data))
         data *= parameter.mask
     return int(kept.sum()), kept.size
-
-
-def _require(name, value, fits, wanted):
-    if not fits:
-        raise UserError(f"{name} must be {wanted}, got {shown(value)}")

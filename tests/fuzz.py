@@ -3,7 +3,7 @@ for a wrong signature; nothing else, and no more than a GiB.
 
     python tests/fuzz.py [--examples 10000]
 
-tests/test_fuzz.py runs the short form.
+tests/project/test_fuzz.py runs the short form.
 """
 import argparse
 import contextlib
@@ -13,6 +13,7 @@ import resource
 import sys
 import tempfile
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from PIL import Image
 
 from minires import init, layers, losses, optim, schedules
 from minires.data import Dataset, Loader, Standardise, augment_batch, make_shapes, split_train_validation
+from minires.data import augmentations as augmented
 from minires.data.cifar10 import read_records
 from minires.data.pickled import unpickle_arrays
 from minires.data.picture import read_pixels
@@ -31,7 +33,7 @@ from minires.layer import Sequential
 from minires.models import build_model
 from minires.optim import SGD
 from minires.training import ModelCard, Trainer, load_model, make_recipe, read_metrics
-from minires.training.checkpoint import Position, load_state, save_state, state_tensors, states_of, streams_of
+from minires.training.checkpoint import Position, load_state, read_state, save_state, state_tensors, states_of, streams_of
 from minires.training.recipes import Recipe
 from minires.training.run import Settings, read_config
 
@@ -53,7 +55,7 @@ def seeds(folder):
     model, optimiser, loader = small()
     streams = states_of(streams_of(model, loader))
     save_state(path / "state", state_tensors(model, optimiser), Position(1, 2), streams, streams["loader"], {"data": {}})
-    found["state.safetensors"] = ("state", lambda file: load_state(file, *small()))
+    found["state.safetensors"] = ("state", restore)
     save_tensors(path / "plain", {"a": np.arange(6.0).reshape(2, 3)}, {"epoch": 1, "name": "x"})
     found["safetensors"] = ("plain", load_tensors)
     card = ModelCard("resnet20", 2, None, "shapes", ("a", "b"), 32, [0.5] * 3, [0.2] * 3)
@@ -86,14 +88,19 @@ def seeds(folder):
     return {reader: (name, (path / name).read_bytes(), read) for reader, (name, read) in found.items()}
 
 
+def restore(file):
+    """A state into a run that is built like it."""
+    model, optimiser, loader = small()
+    load_state(read_state(file, streams_of(model, loader))[0], model, optimiser)
+
+
 def read_card(file):
     """A model card out of a mutated header, through a file of weights."""
     with contextlib.suppress(ValueError, RecursionError):
         about = json.loads(file.read_bytes())
         if isinstance(about, dict):
-            with contextlib.suppress(ValueError):  # NaN, which the writer refuses
-                save_tensors(file.with_suffix(".w"), {"a": np.ones(2)}, about)
-                load_model(file.with_suffix(".w"))
+            save_tensors(file.with_suffix(".w"), {"a": np.ones(2)}, about)  # NaN it refuses
+            load_model(file.with_suffix(".w"))
 
 
 KINDS = ["flip", "cut", "repeat", "put", "value", "end"]
@@ -126,12 +133,31 @@ def mutations(draw, content):
 # --- arguments ---
 
 
+def augmentation(kind):
+    """Its constructor, and then its use."""
+    def call(*rest):
+        made, rng = kind(*rest), np.random.default_rng(0)
+        if kind is augmented.MixUp:
+            return made.mix(DATA.images / np.float32(255), DATA.labels, 3, rng)
+        return made(DATA.images, rng)
+
+    return call
+
+
 PARAMETERS = small()[0].parameters()
 CONSTRUCTORS = {
     **{name: getattr(layers, name) for name in ("Conv2d", "Linear", "BatchNorm2d", "LayerNorm", "MaxPool2d", "AvgPool2d",
                                                 "Dropout", "BasicBlock", "Bottleneck", "PlainBlock", "PaddedShortcut")},
     "Sequential": Sequential, "default_rng": init.default_rng, "CrossEntropyLoss": losses.CrossEntropyLoss,
     "SGD": lambda *rest: optim.SGD(PARAMETERS, *rest), "AdamW": lambda *rest: optim.AdamW(PARAMETERS, *rest),
+    **{f"{kind.__name__}'s keywords": partial(lambda kind, *rest: kind(PARAMETERS, 0.1, **dict(zip(
+        ("max_norm", "average", "accumulate", "decay_all"), rest, strict=False))), kind)
+       for kind in (optim.SGD, optim.AdamW)},
+    "set_parameters": lambda pattern, *rest: optim.set_parameters(small()[0], pattern, **dict(zip(
+        ("frozen", "lr_factor", "decay_factor"), rest, strict=False))),
+    "prune": lambda *rest: optim.prune(small()[0], *rest),
+    **{name: augmentation(getattr(augmented, name)) for name in (
+        "CropAndFlip", "Cutout", "RandomErasing", "Noise", "ColourJitter", "MixUp")},
     "optimiser": optim.SGD,
     **{name: (lambda kind: lambda *rest: kind(SGD(PARAMETERS, 0.1), *rest))(getattr(schedules, name))
        for name in ("StepLR", "MultiStepLR", "CosineLR", "OneCycleLR")},
@@ -144,10 +170,10 @@ CONSTRUCTORS = {
     "make_recipe": make_recipe, "Recipe": Recipe, "ModelCard": ModelCard,
     "Settings": lambda *rest: Settings("resnet20", "shapes", "onecycle", make_recipe("onecycle"), *rest),
     "Trainer": lambda *rest: Trainer(*small()[:2], small()[2], small()[2], **dict(zip(
-        ("save_every", "on_nonfinite", "out", "progress"), rest, strict=False))),
+        ("save_every", "on_nonfinite", "out", "progress", "patience", "about"), rest, strict=False))),
     "make_shapes": lambda count, seed: make_shapes(count if not isinstance(count, int) or count < 50 else 50, seed),
 }
-SCALARS = [None, True, False, 0, 1, 2, 3, 5, -1, 10**6, 10**15, 2**70, 0.0, 0.5, 0.9, 1.0, 1.5, -0.1, 1e-5, 1e39,
+SCALARS = [None, True, False, 0, 1, 2, 3, 5, -1, 10**6, 10**15, 2**70, 10**400, 0.0, 0.5, 0.9, 1.0, 1.5, -0.1, 1e-5, 1e39,
            float("nan"), float("inf"), np.int64(3), np.int32(-2), np.uint8(4), np.float32(0.25), np.float64("nan"),
            np.bool_(True), "A", "B", "3", "", "resnet20", "cifar", "onecycle", "stop", "5m", (), (3, 3), (1, 2, 3),
            [0.5, 0.5, 0.5], [1], (0.9, 0.999), {}, b"x", np.ones(3), np.zeros((2, 2)), 1j, object(), int,
@@ -223,8 +249,9 @@ def main():
         for results in (fuzz_readers(folder, examples), fuzz_constructors(examples)):
             for name, counts in results.items():
                 print(f"{name:24}", dict(counts), flush=True)
-    print(f"most memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
-    return 0
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20 / (1024 if sys.platform == "darwin" else 1)
+    print(f"most memory {most:.2f} GiB")
+    return int(most > 1)
 
 
 if __name__ == "__main__":

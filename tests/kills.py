@@ -5,7 +5,7 @@
 Half of the kills fall inside a save (before, between and after the writes and renames of files), the others at a random
 time, some within the first second. Counts folders that cannot be read, that cannot be resumed, and ends that differ by a
 bit.
-tests/test_kills.py runs the short form.
+tests/training/test_kills.py runs the short form.
 """
 import argparse
 import multiprocessing

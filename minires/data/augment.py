@@ -62,7 +62,7 @@ class Standardise:
     def __init__(self, mean, std, dtype=np.float32):
         try:
             mean, std = np.asarray(mean, np.float64), np.asarray(std, np.float64)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise UserError(f"mean {shown(mean)} and std {shown(std)}: expected one number per channel, (C,)") from error
         if not isinstance(dtype, str | type | np.dtype) or dtype not in (np.float32, np.float64, "float32", "float64"):
             raise UserError(f"dtype must be float32 or float64, got {shown(dtype)}")

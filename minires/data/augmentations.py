@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from minires.data.augment import augment_batch
+from minires.arguments import count, flag, integer, number, shown
+from minires.data.augment import MOST_PADDING, augment_batch
 from minires.errors import UserError
 from minires.reprs import Shown
 
@@ -18,7 +19,8 @@ class CropAndFlip(Shown):
     """Shift by up to `padding` pixels each way and mirror every second image: `augment_batch`, what augment=True does."""
 
     def __init__(self, padding: int = 4, flip: bool = True):
-        self.padding, self.flip = padding, flip
+        self.padding = integer("CropAndFlip's padding", padding, 0, MOST_PADDING)
+        self.flip = flag("CropAndFlip's flip", flip)
 
     def __call__(self, images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         return augment_batch(images, rng, self.padding, self.flip)
@@ -31,8 +33,7 @@ class Cutout(Shown):
     """
 
     def __init__(self, size: int):
-        _require("Cutout's size", size, isinstance(size, int) and size >= 1, "an int of at least 1")
-        self.size = size
+        self.size = count("Cutout's size", size)
 
     def __call__(self, images, rng):
         n, height, width, _ = images.shape
@@ -49,10 +50,8 @@ class RandomErasing(Shown):
     """
 
     def __init__(self, p: float = 0.5, area: tuple = (0.02, 0.33), ratio: tuple = (0.3, 3.3)):
-        _require("RandomErasing's p", p, 0 <= p <= 1, "a probability")
-        _require("RandomErasing's area", area, 0 < area[0] <= area[1] <= 1, "two shares in 0 .. 1, the smaller first")
-        _require("RandomErasing's ratio", ratio, 0 < ratio[0] <= ratio[1], "two numbers above 0, the smaller first")
-        self.p, self.area, self.ratio = p, area, ratio
+        self.p = number("RandomErasing's p", p, 0, 1)
+        self.area, self.ratio = _ends("RandomErasing's area", area, 1), _ends("RandomErasing's ratio", ratio, None)
 
     def __call__(self, images, rng):
         n, height, width, _ = images.shape
@@ -69,8 +68,7 @@ class Noise(Shown):
     """Add normal noise to every pixel. std: of pixels in [0, 1]; results are rounded, and cut to what a byte holds."""
 
     def __init__(self, std: float):
-        _require("Noise's std", std, std >= 0, "at least 0")
-        self.std = std
+        self.std = number("Noise's std", std, 0, 1)
 
     def __call__(self, images, rng):
         return _bytes(images + 255 * np.float32(self.std) * rng.standard_normal(images.shape, np.float32))
@@ -86,9 +84,8 @@ class ColourJitter(Shown):
     """
 
     def __init__(self, brightness: float = 0.0, contrast: float = 0.0, saturation: float = 0.0):
-        for name, value in (("brightness", brightness), ("contrast", contrast), ("saturation", saturation)):
-            _require(f"ColourJitter's {name}", value, 0 <= value <= 1, "in 0 .. 1")
-        self.brightness, self.contrast, self.saturation = brightness, contrast, saturation
+        self.brightness, self.contrast, self.saturation = (number(f"ColourJitter's {name}", value, 0, 1) for name, value in (
+            ("brightness", brightness), ("contrast", contrast), ("saturation", saturation)))
 
     def __call__(self, images, rng):
         brightness, contrast, saturation = (
@@ -113,8 +110,7 @@ class MixUp(Shown):
     """
 
     def __init__(self, alpha: float = 0.2):
-        _require("MixUp's alpha", alpha, 0 < alpha < float("inf"), "above 0")
-        self.alpha = alpha
+        self.alpha = number("MixUp's alpha", alpha, above=0)
 
     def mix(self, x: np.ndarray, target: np.ndarray, classes: int, rng: np.random.Generator):
         """x: (N, H, W, C), target: (N,) integers -> x, and shares (N, classes) of x's dtype."""
@@ -143,6 +139,11 @@ def _rectangles(images, top, left, tall, wide):
     return (inside(top, tall, images.shape[1])[:, :, None] & inside(left, wide, images.shape[2])[:, None])[..., None]
 
 
-def _require(name, value, fits, wanted):
-    if not fits:
-        raise UserError(f"{name} must be {wanted}, got {value!r}")
+def _ends(name, value, most):
+    """The ends of a range above 0."""
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        raise UserError(f"{name} must be two numbers, the smaller first, got {shown(value)}")
+    low, high = (number(f"each of {name}", end, most=most, above=0) for end in value)
+    if low > high:
+        raise UserError(f"{name} must be two numbers, the smaller first, got {shown(value)}")
+    return low, high

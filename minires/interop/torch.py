@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from minires import arguments
 from minires.errors import UserError
 from minires.files import is_safetensors, load_tensors, write_atomically
 from minires.layer import Layer
@@ -131,7 +132,7 @@ def _read(source):
         return _unwrap(source), False
     if isinstance(source, Layer) or not isinstance(source, (str, Path)):
         raise UserError(f"weights come from a path or a dict of arrays, got {type(source).__name__}")
-    path = Path(source)
+    path = arguments.path("weights", source)
     if not path.is_file():
         raise UserError(f"weights {path} is not a file: expected .safetensors, .pt, .pth or .th")
     if is_safetensors(path):

@@ -30,12 +30,14 @@ class ModelCard:
         arguments.text("model", self.model)
         arguments.text("shortcut", self.shortcut, optional=True)
         arguments.text("dataset", self.dataset)
-        arguments.count("num_classes", self.num_classes, 2**16)
-        arguments.count("image_size", self.image_size, 2**12)
+        checked = {"num_classes": arguments.count("num_classes", self.num_classes, 2**16),
+                   "image_size": arguments.count("image_size", self.image_size, 2**12)}
         if not (isinstance(self.classes, tuple | list) and all(isinstance(name, str) for name in self.classes)
                 and len(self.classes) == self.num_classes):
             raise UserError(f"classes must be {self.num_classes} names, got {arguments.shown(self.classes)}")
         Standardise(self.mean, self.std)  # refuses what are no statistics
+        checked |= {name: [float(value) for value in getattr(self, name)] for name in ("mean", "std")}
+        vars(self).update(checked)  # as Python's own, which can be written down
 
     def build(self, rng=None):
         """The network, with initial weights from `rng`."""

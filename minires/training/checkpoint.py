@@ -84,14 +84,12 @@ def save_state(path, tensors, position, states, began, fingerprint):
     save_tensors(path, tensors, about)
 
 
-def load_state(path, model, optimiser, loader):
-    """Put a `save_state` back into objects that were built alike.
+def read_state(path, streams):
+    """(tensors, Position, states, began, fingerprint) of a `save_state`; nothing is changed.
 
-    Returns (Position, states of the streams, began, fingerprint); the streams themselves stay as they are.
-    UserError when the file is missing, damaged or another model's, optimiser's or data pipeline's; then nothing is changed.
+    UserError when the file is missing, damaged or does not have the states of these streams.
     """
     tensors, about = load_tensors(path)
-    streams = streams_of(model, loader)
     try:
         states, began, kept = about.pop("random"), about.pop("began"), about.pop("fingerprint")
         position = Position.of(about)
@@ -104,12 +102,16 @@ def load_state(path, model, optimiser, loader):
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise UserError(f"{path} is no state of this training run ({str(error)[:80]}): expected its position and the random "
                         f"streams {', '.join(streams) or '(none)'}") from error
+    return tensors, position, states, began, kept
+
+
+def load_state(tensors, model, optimiser):
+    """Put `state_tensors` back; UserError when they are another model's or optimiser's, and then nothing is changed."""
     part = {prefix: {name.removeprefix(prefix): array for name, array in tensors.items() if name.startswith(prefix)}
             for prefix in ("model.", "optimiser.")}
     optimiser.require_state(part["optimiser."])
     model.load_state_dict(part["model."])
     optimiser.load_state_dict(part["optimiser."])
-    return position, states, began, kept
 
 
 def _plain(value):

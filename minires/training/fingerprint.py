@@ -1,11 +1,14 @@
 """What a run depends on, in a few lines of JSON: its data, its recipe, and where it ran. A resumed run compares them."""
 import hashlib
 import importlib.metadata
+import math
 import platform
+from operator import length_hint
 
 import numpy as np
 
 import minires
+from minires.data import Dataset
 from minires.errors import UserError
 from minires.schedules import Schedule
 
@@ -20,6 +23,8 @@ def fingerprint(loaders, **parts):
     """
     data = {name: _of_data(loader) for name, loader in loaders.items() if loader is not None}
     recipe = {name: _of_settings(part) for name, part in parts.items() if part is not None}
+    if parts.get("schedule") is None:
+        recipe["optimiser"]["lr"] = parts["optimiser"].lr
     recipe["batches"] = _of_settings(getattr(loaders["train"], "loader", loaders["train"]))
     return {"data": data, "recipe": recipe, "environment": _environment()}
 
@@ -27,7 +32,8 @@ def fingerprint(loaders, **parts):
 def differences(saved, now):
     """UserError when a run would go on with other data; else lines that say what else is not as it was."""
     if not isinstance(saved, dict) or not all(isinstance(saved.get(part), dict) for part in now):
-        return []  # of a version that kept none
+        raise UserError("the run's state does not say what data and recipe it began with, so it was damaged or changed: "
+                        "begin a new run")
     for name in sorted(saved["data"].keys() | now["data"].keys()):
         was, is_ = saved["data"].get(name), now["data"].get(name)
         if was != is_:
@@ -53,8 +59,8 @@ def _flat(settings, prefix=""):
 
 def _of_data(loader):
     data = getattr(loader, "dataset", None)
-    if data is None or not isinstance(getattr(data, "images", None), np.ndarray):
-        return {"batches": len(loader)}
+    if not isinstance(data, Dataset):
+        return {"batches": length_hint(loader) or None}
     digest = hashlib.blake2b(digest_size=12)
     for array in (data.images, data.labels):
         digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
@@ -72,8 +78,13 @@ def _of_settings(thing):
         elif isinstance(value, _PLAIN) and name not in moving and not name.startswith("_"):
             several = isinstance(value, tuple | list)
             if not several or all(isinstance(item, str | int | float) for item in value):
-                found[name] = list(value) if several else value
+                found[name] = [_plain(item) for item in value] if several else _plain(value)
     return found
+
+
+def _plain(value):
+    """JSON has no word for what is not finite."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _environment():

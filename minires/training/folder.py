@@ -2,11 +2,12 @@
 import contextlib
 import os
 import shutil
+import tempfile
 import time
 from pathlib import Path
 
 from minires.errors import UserError
-from minires.files import unfinished, unfinished_name
+from minires.files import UNFINISHED, give_usual_rights, unfinished
 
 try:
     import fcntl
@@ -14,6 +15,8 @@ except ImportError:  # a system without it has no lock
     fcntl = None
 
 LOCK = ".lock"
+PARTS = (LOCK, "config.toml", "state.safetensors", "metrics.jsonl")  # what a folder in the making may hold
+BEGUN = "begun-"  # after UNFINISHED, how the name of a folder in the making begins
 ABANDONED = 60  # seconds after which a folder in the making that nobody holds is a leftover
 
 
@@ -79,7 +82,7 @@ def make_folder(path, fill):
         raise UserError(f"the run's folder {path} cannot be made ({error.strerror}): choose another") from error
     _remove_abandoned(path.parent)
     try:
-        folder = unfinished_name(path.parent)
+        folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f"{UNFINISHED}{BEGUN}"))
     except OSError as error:
         if not path.is_dir():
             raise UserError(f"the run's folder {path} cannot be made ({error.strerror}): choose another") from error
@@ -88,7 +91,7 @@ def make_folder(path, fill):
     try:
         lock = FolderLock(folder)
         fill(folder)
-        _give_usual_rights(folder)
+        give_usual_rights(folder, 0o777)
         folder.rename(path)  # over an empty folder, too, but over no other
     except OSError as error:
         _drop(lock, folder)
@@ -111,8 +114,8 @@ def open_folder(path, names):
     if not Path(path).is_dir():
         raise UserError(f"{path} is not a folder: expected that of a run")
     lock = FolderLock(path)
-    for leftover in unfinished(path):
-        if any(leftover.name.startswith(f".minires-{name}.") for name in names):
+    for name in names:
+        for leftover in unfinished(path, f"{name}."):
             with contextlib.suppress(OSError):
                 leftover.unlink()
     return lock
@@ -144,16 +147,10 @@ def _drop(lock, folder):
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _give_usual_rights(folder):
-    with contextlib.suppress(OSError):  # mkdtemp's folders are for their owner alone
-        umask = os.umask(0)
-        os.umask(umask)
-        folder.chmod(0o777 & ~umask)
-
-
 def _remove_abandoned(parent):
-    """Remove what runs left that were killed while they made their folder."""
-    for folder in unfinished(parent):
+    """Remove what runs left that were killed while they made their folder: nothing that holds anything else."""
+    for folder in unfinished(parent, BEGUN):
         with contextlib.suppress(OSError, UserError):
-            if folder.is_dir() and time.time() - folder.stat().st_mtime > ABANDONED:
+            old = time.time() - folder.stat().st_mtime > ABANDONED
+            if old and all(part.name in PARTS or part.name.startswith(UNFINISHED) for part in folder.iterdir()):
                 _drop(FolderLock(folder), folder)

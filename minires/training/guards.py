@@ -53,9 +53,9 @@ def where_not_finite(model, loss, x, target):
         images = [index for index, image in enumerate(to_numpy(x)) if not np.isfinite(image).all()]
         return (f"the input held it already: {len(images)} of the batch's {len(x)} images, the first at place {images[0]}; "
                 "look at the data, not at the learning rate")
-    found = first_not_finite({name: to_numpy(array) for name, array in model._tensors()})
+    found = first_not_finite({name: to_numpy(parameter.data) for name, parameter in model.named_parameters()})
     if found is not None:
-        return f"the input is finite, and {found} held it before the step: an update, or a batch's statistics, brought it"
+        return f"the input is finite, and {found} held it before the step: an update brought it"
     names = {layer: name or "the model" for name, layer in model.named_layers()}
     seen = []
 

@@ -111,7 +111,28 @@ def read_metrics(path):
     return rows
 
 
+def read_rows(path, epochs, wanted):
+    """The rows of so many epochs, each with the numbers `wanted`; UserError when they are not there."""
+    # The state is written last: a run that died just before it has one row, redone now, too many.
+    rows = read_metrics(path)[:epochs] if epochs else []
+    if [row["epoch"] for row in rows] != list(range(1, epochs + 1)):
+        raise UserError(f"{path} has {len(rows)} epochs but the state beside it was saved after {epochs}, "
+                        "so one of the two is from another run: put the file back that belongs to it")
+    missing = [name for name in wanted for row in rows if name not in row]
+    if missing:
+        raise UserError(f"{path} lacks {missing[0]} on some line, so it was changed or is another run's: put back the file "
+                        "that belongs to the state beside it")
+    return rows
+
+
 def write_metrics(path, rows):
     """Write `rows`, one JSON object a line; a number that is not finite, which JSON has no word for, as null."""
     rows = [{key: value if math.isfinite(value) else None for key, value in row.items()} for row in rows]
     write_atomically(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows).encode())
+
+
+def best_epoch(rows):
+    """The epoch whose weights are in best.safetensors: the highest validation accuracy, else the last."""
+    if "validation_accuracy" not in rows[-1]:
+        return rows[-1]["epoch"]
+    return max(rows, key=lambda row: row["validation_accuracy"])["epoch"]

@@ -60,11 +60,11 @@ class Progress:
             if self.line:
                 self.line.stop()
 
-    def begin_epoch(self, epoch):
-        """Epoch number `epoch`, counted from 1, begins."""
-        self.began = time.perf_counter()
+    def begin_epoch(self, epoch, step=0, seconds=0.0):
+        """Epoch number `epoch`, counted from 1, begins, or goes on after so many steps and seconds."""
+        self.began = time.perf_counter() - seconds
         if self.show:
-            self.bar.update(self.task, epoch=epoch)
+            self.bar.update(self.task, epoch=epoch, completed=(epoch - 1) * self.steps + step)
 
     def step(self, score):
         """A step is done; score: the epoch's so far."""

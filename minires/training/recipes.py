@@ -27,11 +27,12 @@ class Recipe:
 
     def __post_init__(self):
         arguments.choice("schedule", self.schedule, ("onecycle", "multistep", "cosine"))
-        arguments.number("lr", self.lr, above=0)
+        checked = {"lr": arguments.number("lr", self.lr, above=0)}
         for name in ("weight_decay", "momentum", "label_smoothing"):
-            arguments.number(name, getattr(self, name), 0)
+            checked[name] = arguments.number(name, getattr(self, name), 0)
         for name in ("nesterov", "decay_all", "augment"):
-            arguments.flag(name, getattr(self, name))
+            checked[name] = arguments.flag(name, getattr(self, name))
+        vars(self).update(checked)  # as Python's own, which can be written down
 
     def make_optimiser(self, parameters):
         """SGD over `parameters`."""
@@ -64,11 +65,6 @@ def make_recipe(name, lr=None, weight_decay=None):
     """
     if not isinstance(name, str) or name not in RECIPES:
         raise UserError(f"unknown recipe {arguments.shown(name)}: choose one of {', '.join(RECIPES)}")
-    if lr is not None and not (arguments.is_number(lr) and 0 < lr < float("inf")):
-        raise UserError(f"learning rate {arguments.shown(lr)} is not above 0: expected a number such as {RECIPES[name].lr}")
-    if weight_decay is not None and not (arguments.is_number(weight_decay) and 0 <= weight_decay < float("inf")):
-        raise UserError(f"weight decay {arguments.shown(weight_decay)} is negative or no number: expected 0 or a "
-                        "number such as 5e-4")
     given = {"lr": lr, "weight_decay": weight_decay}
     return replace(RECIPES[name], **{key: value for key, value in given.items() if value is not None})
 

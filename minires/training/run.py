@@ -45,13 +45,9 @@ class Settings:
     on_nonfinite: str = "stop"
 
     def __post_init__(self):
-        for name, value, least in (("epochs", self.epochs, 1), ("batch size", self.batch_size, 1),
-                                   ("seed", self.seed, 0), ("validation size", self.validation, 0)):
-            if not arguments.is_integer(value):
-                raise UserError(f"{name} must be a whole number, got {arguments.shown(value)}")
-            if value < least:
-                raise UserError(f"{name} {value} is too small: expected {least} or more")
-            arguments.integer(name, value, least, 2**53)
+        # As Python's own, which can be written down.
+        vars(self).update({name: arguments.integer(name.replace("_", " "), getattr(self, name), least, 2**53) for name, least
+                           in (("epochs", 1), ("batch_size", 1), ("seed", 0), ("validation", 0))})
         for name in ("model", "dataset", "recipe_name", "shortcut", "data_dir"):
             arguments.text(name, getattr(self, name), optional=name in ("shortcut", "data_dir"))
         arguments.choice("on_nonfinite", self.on_nonfinite, ("stop", "skip"))

@@ -9,12 +9,21 @@ import numpy as np
 from minires import arguments
 from minires.backends import memory_advice, to_device
 from minires.errors import UserError, WriteError
-from minires.files import save_tensors, write_atomically
+from minires.files import plain_json, save_tensors, write_atomically
 from minires.layer import Layer
 from minires.losses import CrossEntropyLoss
 from minires.plan import compile
 from minires.reprs import describe
-from minires.training.checkpoint import Position, load_state, save_state, set_streams, state_tensors, states_of, streams_of
+from minires.training.checkpoint import (
+    Position,
+    load_state,
+    read_state,
+    save_state,
+    set_streams,
+    state_tensors,
+    states_of,
+    streams_of,
+)
 from minires.training.fingerprint import differences, fingerprint
 from minires.training.folder import make_folder, open_folder
 from minires.training.guards import (
@@ -26,7 +35,7 @@ from minires.training.guards import (
     norm,
     where_not_finite,
 )
-from minires.training.metrics import evaluate, read_metrics, write_metrics
+from minires.training.metrics import best_epoch, evaluate, read_rows, write_metrics
 from minires.training.progress import Progress
 from minires.training.stopping import Stopped, listening_for_signals
 
@@ -49,9 +58,9 @@ class Trainer:
 
     rows: one dict an epoch. epoch (from 1), train_loss and train_accuracy (running means over the epoch, in training
     mode, on augmented images), test_loss, test_accuracy, lr (of the epoch's last update), seconds (of training, without
-    evaluation), images_per_second, grad_norm (mean over the epoch of the gradient's Euclidean norm), update_ratio (mean of
-    |update| / |weights|, every 16th step), skipped, where updates were; with a validation loader validation_loss and
-    validation_accuracy. Accuracies are fractions.
+    evaluation), images_per_second, grad_norm (the gradient's Euclidean norm, mean of all steps, on a device of every 50th),
+    update_ratio (|update| / |weights|, mean of an update every 16 steps, on a device every 50), skipped, where updates
+    were; with a validation loader validation_loss and validation_accuracy. Accuracies are fractions.
 
     In `out`, after every epoch and each replaced in one step: metrics.jsonl (the rows), last.safetensors,
     state.safetensors (for `restore`) and best.safetensors: the weights of the epoch with the highest validation
@@ -73,7 +82,8 @@ class Trainer:
         self.model, self.optimiser, self.schedule = model, optimiser, schedule
         self.train, self.test, self.validation = train, test, validation
         self.loss = CrossEntropyLoss() if loss is None else loss
-        self.out, self.about, self.device = None if out is None else arguments.path("out", out), about, device
+        self.out, self.device = None if out is None else arguments.path("out", out), device
+        self.about = plain_json("about", about or {})
         self.progress = arguments.flag("progress", progress)
         self.save_every = arguments.seconds("save_every", save_every)
         self.on_nonfinite = arguments.choice("on_nonfinite", on_nonfinite, ("stop", "skip"))
@@ -81,7 +91,10 @@ class Trainer:
         if patience is not None and (validation is None or patience < 1):
             raise UserError(f"patience {patience} waits for the validation accuracy: give 1 or more epochs, and a loader of "
                             "validation images")
-        self.rows, self.notes = [], []
+        if out is not None and test is None:
+            raise UserError(f"test is None and out is {self.out}, where metrics.jsonl holds the test accuracy: "
+                            "pass a loader of test images, or no out")
+        self.rows, self.notes, self._told = [], [], 0  # notes, and how many of them were shown
         self._at, self._began, self._lock, self._print, self._chance = Position(), None, None, None, None
 
     def __repr__(self):
@@ -104,85 +117,88 @@ class Trainer:
         `out` holds another run. Interrupted at any moment, the run can go on from its last save, to the same weights bit by
         bit.
         """
-        epochs = arguments.count("epochs", epochs)
-        self._open_folder()
-        self._step, self._predict, told = compile(self.model, self.loss), compile(self.model), set()
         try:
-            with (listening_for_signals(self.progress) as self._asked,
-                  Progress(epochs, len(self.train), self.epoch, self.progress) as progress):
-                for note in self.notes:
-                    progress.note(note)
-                for epoch in range(self.epoch + 1, epochs + 1):
-                    if self.patience is not None and self.rows and self.epoch - best_epoch(self.rows) >= self.patience:
-                        progress.note(f"stopped: no epoch since {best_epoch(self.rows)} had a higher validation accuracy")
-                        break
-                    progress.begin_epoch(epoch)
-                    row = {"epoch": epoch, **self._train_epoch(epoch, progress)} | self._evaluate(epoch)
-                    self.rows.append(row)
-                    self._at = Position(epoch)
-                    self._save()
-                    progress.end_epoch(row)
-                    for layer, reason in self._step.opaque:
-                        if (layer, reason) not in told:
-                            told.add((layer, reason))
-                            progress.note(f"{layer or 'the model'} is not planned, and runs as it is: {reason}")
-                    if self._asked.number is not None and epoch < epochs:
-                        raise Stopped(self._asked.number)
-                self._tell_chance(progress)
-        except WriteError as error:
-            raise UserError(f"{error}; the run stands as it was last saved, go on with minires train --resume {self.out}, "
-                            "or restore() in a script") from error
+            epochs = arguments.count("epochs", epochs)
+            self._open_folder()
+            self._step, self._predict = compile(self.model, self.loss), compile(self.model)
+            self._fit(epochs)
         finally:
-            if self._lock is not None:
-                self._lock.release()
-                self._lock = None
+            self._release()
         if self.out is not None:
             from minires.plots import draw_curves
 
             draw_curves(self.rows, self.out / CURVES)
         return self.rows
 
+    def _fit(self, epochs):
+        try:
+            with (listening_for_signals(self.progress) as self._asked,
+                  Progress(epochs, len(self.train), self.epoch, self.progress) as progress):
+                self._tell(progress)
+                for epoch in range(self.epoch + 1, epochs + 1):
+                    if self.patience is not None and self.rows and self.epoch - best_epoch(self.rows) >= self.patience:
+                        progress.note(f"stopped: no epoch since {best_epoch(self.rows)} had a higher validation accuracy")
+                        break
+                    progress.begin_epoch(epoch, self._at.step, self._at.seconds)
+                    row = {"epoch": epoch, **self._train_epoch(epoch, progress)} | self._evaluate(epoch)
+                    self.rows.append(row)
+                    self._at = Position(epoch)
+                    self._save()
+                    progress.end_epoch(row)
+                    for layer, reason in self._step.opaque:
+                        self._tell(progress, f"{layer or 'the model'} is not planned, and runs as it is: {reason}")
+                    if self._asked.number is not None and epoch < epochs:
+                        raise Stopped(self._asked.number)
+                self._tell_chance(progress)
+        except WriteError as error:
+            raise UserError(f"{error}; the run stands as it was last saved, go on with minires train --resume {self.out}, "
+                            "or restore() in a script") from error
+
     def restore(self):
         """Continue the run in `out`: its weights, optimiser, random streams, position and rows. Returns self.
 
         The arguments of the constructor must be built as they were. UserError when there is nothing to continue, when the
-        data is not what it was, and when the run is alive. What else is not as it was is told when `fit` begins.
+        data is not what it was, and when the run is alive; then nothing is changed. What else is not as it was is told when
+        `fit` begins.
         """
         if self.out is None:
             raise UserError("restore continues the run in a folder, and this trainer has none: pass out")
-        self._lock = open_folder(self.out, FILES)
+        if self._lock is None:
+            self._lock = open_folder(self.out, FILES)
         try:
-            at, states, began, kept = load_state(self.out / STATE, self.model, self.optimiser, self.train)
-            self.notes = differences(kept, self._fingerprint())
-            # The state is written last: a run that died just before it has one row, redone now, too many.
-            self.rows = read_metrics(self.out / METRICS)[:at.epoch] if at.epoch else []
-            if [row["epoch"] for row in self.rows] != list(range(1, at.epoch + 1)):
-                raise UserError(f"{self.out / METRICS} has {self.epoch} epochs but {STATE} was saved after {at.epoch}: one "
-                                "of the two is from another run")
+            streams = streams_of(self.model, self.train)
+            tensors, at, states, began, kept = read_state(self.out / STATE, streams)
+            notes = differences(kept, self._fingerprint())
             wanted = ("test_loss", *(("validation_loss", "validation_accuracy") if self.validation is not None else ()))
-            missing = [name for name in wanted for row in self.rows if name not in row]
-            if missing:
-                raise UserError(f"{self.out / METRICS} lacks {missing[0]} on some line: it was changed, or is another run's")
+            rows = read_rows(self.out / METRICS, at.epoch, wanted)
+            load_state(tensors, self.model, self.optimiser)
+            set_streams(streams, states)
+            if self.schedule is not None:
+                self.schedule.step()
         except BaseException:
+            self._release()
+            raise
+        self.rows, self.notes, self._told, self._at, self._began = rows, notes, 0, at, began
+        return self
+
+    def _release(self):
+        if self._lock is not None:
             self._lock.release()
             self._lock = None
-            raise
-        self._at, self._began = at, began
-        set_streams(streams_of(self.model, self.train), states)
-        if self.schedule is not None:
-            self.schedule.step()
-        return self
 
     def begin(self, folder, write=None):
         """Make the run's folder, whole from its first instant: with the state before step 1, and what write(folder) adds."""
         def fill(folder):
             if write is not None:
                 write(folder)
-            self._save_state(folder)
-            write_metrics(folder / METRICS, [])
+            self._fill(folder)
 
         self._lock = make_folder(folder, fill)
         self.out = Path(folder)
+
+    def _fill(self, folder):
+        self._save_state(folder)
+        write_metrics(folder / METRICS, [])
 
     def _open_folder(self):
         if self.out is None or self._lock is not None:
@@ -193,8 +209,7 @@ class Trainer:
             raise UserError(f"{self.out} already holds a run: choose another folder, or call restore() to continue it")
         elif self.out.is_dir():
             self._lock = open_folder(self.out, FILES)  # with files of others, perhaps, which stay
-            self._save_state(self.out)
-            write_metrics(self.out / METRICS, [])
+            self._fill(self.out)
         else:
             self.begin(self.out)
 
@@ -217,7 +232,7 @@ class Trainer:
     def _train_epoch(self, epoch, progress):
         at, parameters, streams = self._at, self.model.parameters(), streams_of(self.model, None).values()
         ratio_every = RATIO_EVERY if self.device == "cpu" else DEVICE_EVERY
-        began, self._last_save = time.perf_counter() - at.seconds, time.monotonic()
+        began, self._last_save, self._rates = time.perf_counter() - at.seconds, time.monotonic(), []
         self.model.train()
         for x, target in self._batches():
             lr = self.optimiser.lr
@@ -228,8 +243,10 @@ class Trainer:
                 stood = [rng.bit_generator.state for rng in streams]
                 loss, y = self._step(x, target)
                 if self._is_finite(loss, parameters, at):
-                    update = Update(parameters) if at.step % ratio_every == 0 else None
-                    at.score.add(loss, y, target)
+                    moves = self.optimiser.waiting == self.optimiser.accumulate - 1
+                    update = Update(parameters) if moves and at.step >= at.ratios * ratio_every else None
+                    self._rates.append(lr)
+                    self._require_finite(at.score.add(loss, y, target), at.step + 1)
                     self.optimiser.step()
                     ratio = None if update is None else update.ratio()
                     if ratio is not None and math.isfinite(ratio):
@@ -250,10 +267,11 @@ class Trainer:
                 raise Stopped(self._asked.number)
             if self.save_every and time.monotonic() - self._last_save >= self.save_every:
                 self._save_within_epoch()
-        at.score.read()
+        self._require_finite(at.score.read(), at.step)
         if not at.score.images:
-            reason = "every step was skipped" if at.skipped else "pass one to iterate again"
-            raise UserError(f"the training loader yielded no batch in epoch {epoch}: {reason}")
+            raise UserError(f"every step of epoch {epoch} was skipped: its loss or gradients were not finite, look at the "
+                            "data or lower the learning rate" if at.skipped else
+                            f"the training loader yielded no batch in epoch {epoch}: pass one to iterate again")
         row = {"train_loss": at.score.loss, "train_accuracy": at.score.accuracy, "lr": at.lr, "seconds": at.seconds,
                "images_per_second": at.score.images / at.seconds}
         if at.norms:
@@ -274,12 +292,20 @@ class Trainer:
 
     def _not_finite(self, loss, x, target, epoch, lr):
         """The UserError for a step whose loss or gradients are not finite."""
+        self._require_finite(self._at.score.read(), self._at.step)  # of a device the steps before are not known yet
         loss = float(loss)
         what = f"the loss became {loss}" if not math.isfinite(loss) else "a gradient became inf or nan"
         where = where_not_finite(self.model, self.loss, x, target)
         lower = "" if where.startswith("the input held") else ": train with a lower learning rate"
         return UserError(f"{what} in epoch {epoch}, at its step {self._at.step + 1} with learning rate {lr:.3g}; "
                          f"{where}{lower}{self._safe()}")
+
+    def _require_finite(self, losses, done):
+        """UserError for the first that is not finite of the last of so many steps' losses: a device's are known late."""
+        for back, loss in zip(range(len(losses), 0, -1), losses, strict=True):
+            if not math.isfinite(loss):
+                raise UserError(f"the loss became {loss} in epoch {self._at.epoch + 1}, at its step {done + 1 - back} with "
+                                f"learning rate {self._rates[-back]:.3g}: train with a lower learning rate{self._safe()}")
 
     def _safe(self):
         """What of the run can be relied on after an error."""
@@ -312,9 +338,15 @@ class Trainer:
         """Say so when the last epoch's accuracy is no better than a guess."""
         accuracy = self.rows[-1].get("test_accuracy") if self.rows else None
         if accuracy is not None and self._chance is not None and accuracy <= self._chance:
-            self.notes.append(f"the test accuracy, {accuracy:.2%}, is no better than always naming the commonest class "
-                              f"({self._chance:.2%}): nothing useful was learned")
-            progress.note(self.notes[-1])
+            self._tell(progress, f"the test accuracy, {accuracy:.2%}, is no better than always naming the commonest class "
+                                 f"({self._chance:.2%}): nothing useful was learned")
+
+    def _tell(self, progress, *notes):
+        """Note what is new, and show what was not shown yet."""
+        self.notes += [note for note in notes if note not in self.notes]
+        for note in self.notes[self._told:]:
+            progress.note(note)
+        self._told = len(self.notes)
 
     # --- saving ---
 
@@ -327,15 +359,14 @@ class Trainer:
 
     def _save_within_epoch(self):
         if self.out is not None:
-            self._at.score.read()
+            self._require_finite(self._at.score.read(), self._at.step)
             self._save_state(self.out)
         self._last_save = time.monotonic()
 
     def _save(self):
         if self.out is None:
             return
-        self._require_finite_state(state_tensors(self.model, self.optimiser), self.epoch)
-        about = {**(self.about or {}), "epoch": self.epoch}
+        about = {**self.about, "epoch": self.epoch}
         with self.optimiser.averaged():
             save_tensors(self.out / LAST, self.model.state_dict(), about)
         if best_epoch(self.rows) == self.epoch:
@@ -355,18 +386,11 @@ class Trainer:
         if found is not None:
             kind, name = found.split(".", 1)
             raise UserError(f"{name} of the {kind} is not finite after step {self._at.step} of epoch {epoch} with learning "
-                            f"rate {self._at.lr:.3g}, though the step's loss and gradients were: the update made it; train "
-                            f"with a lower learning rate{self._safe()}")
+                            f"rate {self._at.lr:.3g}, though the step's loss was: the update made it; train with a lower "
+                            f"learning rate{self._safe()}")
 
     def _fingerprint(self):
         if self._print is None:
             loaders = {"train": self.train, "test": self.test, "validation": self.validation}
             self._print = fingerprint(loaders, optimiser=self.optimiser, schedule=self.schedule, loss=self.loss)
         return self._print
-
-
-def best_epoch(rows):
-    """The epoch whose weights are in best.safetensors: the highest validation accuracy, else the last."""
-    if "validation_accuracy" not in rows[-1]:
-        return rows[-1]["epoch"]
-    return max(rows, key=lambda row: row["validation_accuracy"])["epoch"]

@@ -89,6 +89,29 @@ def test_other_mistakes_of_the_test_set():
     assert "augmented" in look_at_data(loader(TRAIN), changing)[0].text
 
 
+def striped(count, seed):
+    """Stripes across or down, of any phase and colour: no pixel tells which."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 2, count)
+    wave = np.sin(np.arange(8) * np.pi / 2 + rng.uniform(0, 2 * np.pi, (count, 1)))
+    images = np.where(labels[:, None, None] == 1, wave[:, :, None], wave[:, None, :])[..., None]
+    images = images * rng.uniform(-1, 1, (count, 1, 1, 3))
+    return Dataset((128 + 120 * images).astype(np.uint8), labels, ("down", "across"))
+
+
+def test_labels_that_a_linear_probe_cannot_tell():
+    rng = np.random.default_rng(0)
+    model = Sequential(Conv2d(3, 8, 3, 1, 1, rng=rng), BatchNorm2d(8), ReLU(), GlobalAvgPool2d(), Linear(8, 2, rng=rng))
+    train, test = striped(600, 1), striped(200, 2)
+    assert names(look_at_data(loader(train), loader(test))) == {"shuffled labels"}
+    assert names(doctor(model, loader(train), loader(test))) == set()
+    shuffled = relabelled(train, rng.permutation(train.labels))
+    assert "the network" in next(each.text for each in doctor(model, loader(shuffled), loader(test))
+                                 if each.name == "shuffled labels")
+    turned = relabelled(test, 1 - test.labels)
+    assert names(doctor(model, loader(train), loader(turned))) == {"shuffled labels"}
+
+
 class Deaf(Layer):
     """A layer whose backward pass reaches nothing below."""
 

@@ -223,13 +223,16 @@ def test_leftovers_of_kills_are_removed_and_other_files_are_not(tmp_path):
     (run / ".minires-picture.png.abc").write_bytes(b"somebody else's")
     make_trainer(run).restore()
     assert {path.name for path in run.iterdir() if path.name.startswith(".minires")} == {".minires-picture.png.abc"}
-    old, new = tmp_path / "runs" / ".minires-old", tmp_path / "runs" / ".minires-new"
-    for folder in (old, new):
+    old, new, notes, full = (tmp_path / "runs" / f".minires-{name}" for name in ("begun-a", "begun-b", "notes", "begun-c"))
+    for folder in (old, new, notes, full):
         folder.mkdir()
         (folder / "state.safetensors").touch()
-    os.utime(old, (1e9, 1e9))
+    (full / "thesis.tex").touch()
+    for folder in (old, notes, full):
+        os.utime(folder, (1e9, 1e9))
     make_trainer(tmp_path / "runs" / "two").fit(1)
-    assert not old.exists() and new.exists()
+    assert not old.exists() and new.exists(), "what a killed run left, and what may be in the making"
+    assert notes.exists() and full.exists(), "what is somebody else's"
 
 
 # --- disks ---
@@ -314,7 +317,8 @@ def test_a_changed_byte_is_noticed(tmp_path):
             continue
         # JSON has spellings that mean the same: then nothing may differ.
         assert about in ({"epoch": 1}, {}) and tensors.keys() == {"a", "b"}
-        np.testing.assert_array_equal(tensors["a"], np.arange(100.0))
+        np.testing.assert_array_equal(tensors["a"], np.arange(100.0), strict=True)
+        np.testing.assert_array_equal(tensors["b"], np.ones((2, 3), np.float32), strict=True)
 
 
 def test_resuming_on_other_data_is_refused_and_another_machine_is_told(tmp_path):

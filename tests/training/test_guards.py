@@ -143,7 +143,7 @@ def test_skipping_counts_and_leaves_the_weights_and_statistics_alone(tmp_path):
     assert_same_tensors(runs[False][1], runs[True][1])
     trainer = make_trainer(on_nonfinite="skip")
     trainer.train = [(x * np.nan, target) for x, target in batches(False)]
-    with pytest.raises(UserError, match="every step was skipped"):
+    with pytest.raises(UserError, match="every step of epoch 1 was skipped"):
         trainer.fit(1)
     with pytest.raises(UserError, match="unknown on_nonfinite 'ignore'"):
         make_trainer(on_nonfinite="ignore")

@@ -108,7 +108,8 @@ def test_groups_are_pytorchs(name, backend, rng):
 
 
 @pytest.mark.parametrize(("options", "reason"), [
-    ({"max_norm": 0}, "max_norm must be above 0"), ({"average": 1.0}, "average must be a decay in"),
+    ({"max_norm": 0}, "max_norm must be a number above 0"),
+    ({"average": 1.0}, "average must be a number above 0 and below 1"),
     ({"accumulate": 0}, "accumulate must be an int of at least 1")])
 def test_wrong_options(options, reason, rng):
     with pytest.raises(UserError, match=reason):
@@ -143,8 +144,8 @@ def test_the_smallest_weights_are_pruned_and_stay_so(rng):
     assert all(weight.mask.dtype == np.float64 for weight in weights)
 
 
-@pytest.mark.parametrize(("arguments", "reason"), [((1.0,), "fraction must be in 0"),
-                                                   ((0.5, "bn1.*"), "a weight's name fits")])
+@pytest.mark.parametrize(("arguments", "reason"), [((1.0,), "fraction must be a number at least 0 and below 1"),
+                                                   ((0.5, "bn1.*"), "no weight's name fits")])
 def test_what_cannot_be_pruned(arguments, reason):
     with pytest.raises(UserError, match=reason):
         prune(build_model("resnet8"), *arguments)
@@ -198,7 +199,7 @@ def test_frozen_gradients_are_zero_and_the_rest_is_as_before(backend, rng):
 def test_a_pattern_that_fits_nothing_is_refused(rng):
     with pytest.raises(UserError, match=r"no parameter's name fits 'head\.\*': expected a pattern for names such as conv1"):
         set_parameters(build_model("resnet8"), "head.*", frozen=True)
-    with pytest.raises(UserError, match="lr_factor must be at least 0, got -1"):
+    with pytest.raises(UserError, match="lr_factor must be a number at least 0, got -1"):
         set_parameters(build_model("resnet8"), "*", lr_factor=-1)
 
 
@@ -378,11 +379,16 @@ def test_the_loss_of_shares_is_pytorchs(smoothing, backend, rng):
 
 
 @pytest.mark.parametrize(("make", "reason"), [
-    (lambda: MixUp(0), "MixUp's alpha must be above 0"),
-    (lambda: Cutout(0), "Cutout's size must be"), (lambda: RandomErasing(2), "p must be a probability"),
-    (lambda: RandomErasing(0.5, (0.4, 0.2)), "area must be two shares"), (lambda: Noise(-1), "std must be at least 0"),
+    (lambda: MixUp(0), "MixUp's alpha must be a number above 0"),
+    (lambda: Cutout(0), "Cutout's size must be"),
+    (lambda: RandomErasing(2), "p must be a number at least 0 and at most 1"),
+    (lambda: RandomErasing(0.5, (0.4, 0.2)), "area must be two numbers, the smaller first"),
+    (lambda: Noise(-1), "std must be a number at least 0"),
     (lambda: RandomErasing(0.5, (0.1, 0.2), (3, 1)), "ratio must be two numbers"),
-    (lambda: ColourJitter(2), "brightness must be in 0")])
+    (lambda: ColourJitter(2), "brightness must be a number at least 0 and at most 1"),
+    (lambda: Cutout(True), "Cutout's size"), (lambda: Noise(float("inf")), "std must"), (lambda: Noise("a"), "std must"),
+    (lambda: ColourJitter(None), "brightness"), (lambda: RandomErasing(0.5, 0.3), "area must be two numbers"),
+    (lambda: CropAndFlip(-1), "CropAndFlip's padding"), (lambda: CropAndFlip(1, "no"), "CropAndFlip's flip")])
 def test_wrong_augmentations(make, reason):
     with pytest.raises(UserError, match=reason):
         make()

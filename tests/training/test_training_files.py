@@ -127,9 +127,9 @@ def test_recipe_overrides_and_mistakes():
     assert make_recipe("he2015", lr=0.05).lr == 0.05
     assert make_recipe("he2015", weight_decay=0.0).weight_decay == 0.0
     assert RECIPES["he2015"].lr == 0.1
-    for arguments, message in ((("adam",), "unknown recipe 'adam'"), (("onecycle", 0.0), "learning rate 0.0"),
-                               (("onecycle", float("nan")), "learning rate nan"),
-                               (("onecycle", None, -1), "weight decay -1")):
+    for arguments, message in ((("adam",), "unknown recipe 'adam'"), (("onecycle", 0.0), "lr must be .* above 0, got 0.0"),
+                               (("onecycle", float("nan")), "lr must be a number above 0, got nan"),
+                               (("onecycle", None, -1), "weight_decay must be a number at least 0, got -1")):
         with pytest.raises(UserError, match=message):
             make_recipe(*arguments)
 
@@ -137,9 +137,11 @@ def test_recipe_overrides_and_mistakes():
 # --- a run ---
 
 
-@pytest.mark.parametrize("change", [{"epochs": 0}, {"batch_size": 0}, {"seed": -1}, {"validation": -5}])
+@pytest.mark.parametrize("change", [{"epochs": 0}, {"batch_size": 0}, {"seed": -1}, {"validation": -5}, {"epochs": 1.5},
+                                    {"seed": True}, {"batch_size": 10**400}])
 def test_settings_out_of_range_are_refused(change):
-    with pytest.raises(UserError, match=f"{next(iter(change.values()))} is too small"):
+    (name, value), = change.items()
+    with pytest.raises(UserError, match=f"{name.replace('_', ' ')} must be an int .*got {str(value)[:20]}"):
         settings("shapes", **change)
 
 

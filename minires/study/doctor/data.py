@@ -10,8 +10,12 @@ SIDE = 8  # pixels a side that it sees
 SURE = 3.0  # standard deviations above chance
 
 
-def look_at_data(train, test=None, validation=None):
-    """Findings about `minires.data.Loader`s."""
+def look_at_data(train, test=None, validation=None, *, learn=None, labelled=False):
+    """Findings about `minires.data.Loader`s.
+
+    learn(place): trains on those images of the training set and returns names(images, labels) -> which it names right, for
+    data that a linear probe learns nothing of. labelled: whether a network was seen to name images that it did not know.
+    """
     found = _scale(train)
     sets = {"train": train, "test": test, "validation": validation}
     sets = {name: loader for name, loader in sets.items() if loader is not None}
@@ -26,7 +30,7 @@ def look_at_data(train, test=None, validation=None):
     for index, one in enumerate(names):
         for other in names[index + 1:]:
             found += _overlap(one, sets[one].dataset, other, sets[other].dataset)
-    return found + _labels(train.dataset, None if test is None else test.dataset)
+    return found if labelled else found + _labels(train.dataset, None if test is None else test.dataset, learn)
 
 
 def _few(names):
@@ -39,9 +43,8 @@ def _scale(train):
     mean, std = pixels.mean((0, 1, 2)), pixels.std((0, 1, 2))
     if np.abs(mean).max() > 1 or std.max() > 4 or std.min() < 0.2:
         return [Finding("scale", f"standardised training images have mean {np.round(mean, 2).tolist()} and std "
-                        f"{np.round(std, 2).tolist()} a channel, expected about 0 and 1: mean and std are of other "
-                        f"images, or "
-                        "on another scale (pixels in [0, 1] are meant)")]
+                        f"{np.round(std, 2).tolist()} a channel, expected about 0 and 1: mean and std are of "
+                        "other images, or on another scale (pixels in [0, 1] are meant)")]
     return []
 
 
@@ -50,11 +53,11 @@ def _preprocessing(train, name, loader):
     if not np.allclose(train.standardise.table, loader.standardise.table, atol=1e-6):
         apart = float(np.abs(train.standardise.table - loader.standardise.table).max())
         found.append(Finding("preprocessing", f"the same byte becomes another number in the {name} set than in "
-                                              f"training, up to "
-                             f"{apart:.2g} apart: standardise both with the training set's mean and std"))
+                                              f"training, up to {apart:.2g} apart: standardise both with the training set's "
+                                              "mean and std"))
     if loader.augment:
-        found.append(Finding("preprocessing", f"the {name} set is augmented: its images change from one evaluation to "
-                                              f"the next"))
+        found.append(Finding("preprocessing", f"the {name} set is augmented: its images change from one evaluation to the "
+                                              "next"))
     return found
 
 
@@ -63,9 +66,8 @@ def _classes(name, dataset):
     missing = [str(dataset.classes[index]) for index in np.flatnonzero(seen == 0)]
     if not missing:
         return []
-    return [Finding("missing class", f"the {name} set has no image of {_few(missing)}: what is not seen cannot be "
-                                     f"learned, or "
-                    "measured")]
+    return [Finding("missing class", f"the {name} set has no image of {_few(missing)}: what is not seen cannot be learned, "
+                                     "or measured")]
 
 
 def _overlap(one, first, other, second):
@@ -81,28 +83,35 @@ def _digest(image):
     return hashlib.blake2b(image, digest_size=16).digest()
 
 
-def _labels(train, test):
-    """A linear probe on small pictures: labels of one's own can be told from them a little, shuffled ones not."""
+def _labels(train, test, learn):
+    """A linear probe on small pictures: labels of one's own can be told from them a little, shuffled ones not.
+
+    Where it cannot tell, the data may just be hard for it: the network itself is the second probe.
+    """
     place = np.random.default_rng(0).permutation(len(train))[:PROBED]
     half = len(place) // 2
     fit, held = place[:half], place[half:]
     if half < 40:
         return []
-    probe = _probe(train.images[fit], train.labels[fit], len(train.classes))
-    above, accuracy = _above_chance(probe, train.images[held], train.labels[held])
-    found = []
-    if above < SURE:
-        found.append(Finding("shuffled labels", f"a linear probe of the training set names {accuracy:.1%} of held-out "
-                                                f"images "
-                             "right, which is what guessing gives: labels and images may not belong together"))
-    elif test is not None and len(test) >= 40:
-        above, accuracy = _above_chance(probe, test.images[:PROBED], test.labels[:PROBED])
+    probes = {"a linear probe": lambda: _probe(train.images[fit], train.labels[fit], len(train.classes))}
+    if learn is not None:
+        probes["the network, trained on the others for a moment,"] = lambda: learn(np.setdiff1d(np.arange(len(train)), held))
+    for probe in probes:
+        right = probes[probe]()
+        above, accuracy = _above_chance(right(train.images[held], train.labels[held]), train.labels[held])
+        if above >= SURE:
+            break
+    else:
+        return [Finding("shuffled labels", f"{probe} names {accuracy:.1%} of held-out images of the training set right, "
+                                           "which is what guessing gives: labels and images may not belong together")]
+    if test is not None and len(test) >= 40:
+        images, labels = test.images[:PROBED], test.labels[:PROBED]
+        above, accuracy = _above_chance(right(images, labels), labels)
         if above < SURE:
-            found.append(Finding("shuffled labels", f"a linear probe works on the training set and names "
-                                                    f"{accuracy:.1%} of the "
-                                 "test set right, which is what guessing gives: the test set's labels are others, or in "
-                                 "another order"))
-    return found
+            return [Finding("shuffled labels", f"{probe} works on the training set and names {accuracy:.1%} of the test set "
+                                               "right, which is what guessing gives: the test set's labels are others, or "
+                                               "in another order")]
+    return []
 
 
 def _features(images):
@@ -117,11 +126,11 @@ def _features(images):
 
 def _probe(images, labels, classes):
     x, y = _features(images), np.eye(classes)[labels]
-    return np.linalg.solve(x.T @ x + 1e-2 * len(x) * np.eye(x.shape[1]) / x.shape[1], x.T @ y)
+    weight = np.linalg.solve(x.T @ x + 1e-2 * len(x) * np.eye(x.shape[1]) / x.shape[1], x.T @ y)
+    return lambda images, labels: (_features(images) @ weight).argmax(1) == labels
 
 
-def _above_chance(probe, images, labels):
-    """(standard deviations above the commonest class's share, accuracy)."""
-    right = (_features(images) @ probe).argmax(1) == labels
+def _above_chance(right, labels):
+    """(standard deviations above the commonest class's share, accuracy) of what was named right."""
     chance = np.bincount(labels).max() / len(labels)
     return (right.mean() - chance) / np.sqrt(chance * (1 - chance) / len(labels) + 1e-12), float(right.mean())

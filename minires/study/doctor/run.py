@@ -7,8 +7,7 @@ from minires.backends import to_numpy
 from minires.errors import UserError
 from minires.files import load_tensors
 from minires.layer import left_as_found
-from minires.losses import CrossEntropyLoss
-from minires.study.doctor.data import look_at_data
+from minires.study.doctor.data import SURE, look_at_data
 from minires.study.doctor.finding import Finding
 from minires.study.doctor.model import look_at_model
 from minires.training.metrics import evaluate, read_metrics
@@ -28,11 +27,14 @@ def doctor_run(folder, picture=None):
     trainer, card = build_run(settings, progress=False)
     tensors, about = load_tensors(folder / LAST)
     trained = card.build(0).load_state_dict(tensors)
-    found = look_at_data(trainer.train, trainer.test, trainer.validation)
+    labels = trainer.test.dataset.labels
+    chance = np.bincount(labels).max() / len(labels)
+    sure = chance + SURE * np.sqrt(chance * (1 - chance) / len(labels))
+    found = look_at_data(trainer.train, trainer.test, trainer.validation, labelled=rows[-1]["test_accuracy"] > sure)
     if tuple(about.get("classes", card.classes)) != tuple(card.classes):
-        found.append(Finding("class order", f"the weights were trained for the classes "
-                                            f"{', '.join(about['classes'][:5])} and the "
-                             f"data has {', '.join(card.classes[:5])}: a label means another class now"))
+        found.append(Finding("class order", f"the weights were trained for the classes {', '.join(about['classes'][:5])} "
+                                            f"and the data has {', '.join(card.classes[:5])}: a label means another class "
+                                            "now"))
     return (found + _updates(rows, folder, len(trainer.train)) + _selection(rows, folder)
             + _measured(trained, trainer, rows) + look_at_model(
                 trainer.model, trainer.train, lr=settings.recipe.lr, picture=picture, trained=trained))
@@ -43,15 +45,14 @@ def _updates(rows, folder, steps):
     still = [row["epoch"] for row in rows if row.get("update_ratio") == 0 or row.get("lr") == 0]
     if still:
         return [Finding("no update", f"in epoch {still[0]} the weights did not move: the learning rate was 0, or the "
-                                     f"gradients "
-                        "were")]
+                                     "gradients were")]
     tensors, about = load_tensors(folder / STATE)
-    made, due = int(tensors["optimiser.steps"]), len(rows) * steps + about.get("step", 0)
-    skipped = sum(row.get("skipped", 0) for row in rows) + about.get("skipped", 0)
+    # A run that was killed before it wrote its state has a row more than the state knows.
+    made, due = int(tensors["optimiser.steps"]), about["epoch"] * steps + about["step"]
+    skipped = sum(row.get("skipped", 0) for row in rows[:about["epoch"]]) + about["skipped"]
     if made + skipped < due:
-        return [Finding("no update", f"the optimiser made {made} steps in epochs of {due} batches in all: some "
-                                     f"batches moved "
-                        "nothing")]
+        return [Finding("no update", f"the optimiser made {made} steps in epochs of {due} batches in all: some batches "
+                                     "moved nothing")]
     return []
 
 
@@ -61,8 +62,8 @@ def _selection(rows, folder):
     if "validation_accuracy" in rows[-1] or best == rows[-1]["epoch"]:
         return []
     return [Finding("selection on the test set", f"without a validation set best.safetensors is of epoch {best} of "
-                                                 f"{len(rows)}: it "
-                    "was chosen by the test set, whose accuracy is then too good; hold out images with --validation")]
+                                                 f"{len(rows)}: it was chosen by the test set, whose accuracy is then too "
+                                                 "good; hold out images with --validation")]
 
 
 def _measured(model, trainer, rows):
@@ -75,12 +76,10 @@ def _measured(model, trainer, rows):
     with left_as_found(model):
         model.train()
         for x, target in trainer.test:
-            total += float(CrossEntropyLoss().forward(to_numpy(model.forward(x)), target)) * len(x)
+            total += float(loss.forward(to_numpy(model.forward(x)), target)) * len(x)
             images += len(x)
     if np.isclose(total / images, wrote, rtol=1e-2):
         return [Finding("evaluation in training mode", f"the run wrote a test loss of {wrote:.4f}, which its weights "
-                                                       f"give in training "
-                        f"mode; in evaluation mode they give {again:.4f}")]
-    return [Finding("other evaluation", f"the run wrote a test loss of {wrote:.4f} and its weights give {again:.4f} "
-                                        f"on the test set "
-                    "as it is now: data, preprocessing or weights are not what they were")]
+                                                       f"give in training mode; in evaluation mode they give {again:.4f}")]
+    return [Finding("other evaluation", f"the run wrote a test loss of {wrote:.4f} and its weights give {again:.4f} on the "
+                                        "test set as it is now: data, preprocessing or weights are not what they were")]
