@@ -46,6 +46,10 @@ Where the rest lives; help(minires.layers) and so on go on from here:
     minires.errors       UserError
 """
 import importlib
+import sys
+
+if sys.platform == "win32":
+    sys.exit("minires: error: minires runs on Linux and macOS and not on Windows: install it in WSL, whose Linux it can use")
 
 __version__ = "0.1.0"
 

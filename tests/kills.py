@@ -1,6 +1,8 @@
 """Kill `minires train` at random instants, go on with what it left, and hold the end against that of a run left alone.
 
-    python tests/kills.py [--kills 100] [--seed 0] [--backend reference|cpu]
+    python tests/kills.py [--kills 100] [--seed 0] [--backend reference|cpu] [--cifar10 DIR]
+
+By default a few small pictures, with --cifar10 those of CIFAR-10's files in a folder: the first 512 of its first, two epochs.
 
 Half of the kills fall inside a save (before, between and after the writes and renames of files), the others at a random
 time, some within the first second. Counts folders that cannot be read, that cannot be resumed, and ends that differ by a
@@ -24,6 +26,7 @@ from PIL import Image
 
 PROJECT = Path(__file__).parents[1]
 EPOCHS, BATCH, IMAGES = 2, 8, 24
+FEW = 512  # of CIFAR-10's images, in batches of 128
 SAVE_EVERY = "0.05s"  # after nearly every step
 LONGEST = 300  # seconds that one process may take
 
@@ -119,6 +122,23 @@ def child(backend, crash_at, arguments):
             print(f"crash points {passed}", flush=True)
 
 
+def small_pictures():
+    """(part, class, image) of noise."""
+    pixels = np.random.default_rng(0)
+    for index in range(IMAGES + 8):
+        yield "train" if index < IMAGES else "test", "abcd"[index % 4], pixels.integers(0, 256, (8, 8, 3), np.uint8)
+
+
+def few_of_cifar10(folder):
+    """(part, class, image) of the first images in CIFAR-10's binary files."""
+    from minires.data.cifar10 import read_records
+
+    for part, files, most in (("train", "data_batch_1*.bin", FEW), ("test", "test_batch*.bin", FEW // 4)):
+        data = read_records(next(Path(folder).rglob(files)))
+        for image, label in zip(data.images[:most], data.labels[:most], strict=True):
+            yield part, data.classes[label], image
+
+
 @dataclass
 class Counts:
     """What came of the kills."""
@@ -137,14 +157,15 @@ class Counts:
 class Harness:
     """Runs and kills in a folder of its own."""
 
-    def __init__(self, folder, backend, seed, fork=False):
+    def __init__(self, folder, backend, seed, fork=False, cifar10=None):
         self.fork, self.output = fork, Path(folder) / "output.txt"
         self.folder, self.backend, self.random, self.counts = Path(folder), backend, random.Random(seed), Counts()
-        pixels = np.random.default_rng(0)
-        for index in range(IMAGES + 8):
-            place = self.folder / "data" / ("train" if index < IMAGES else "test") / "abcd"[index % 4]
+        images = small_pictures() if cifar10 is None else few_of_cifar10(cifar10)
+        self.batch = BATCH if cifar10 is None else 128
+        for index, (part, name, image) in enumerate(images):
+            place = self.folder / "data" / part / name
             place.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(pixels.integers(0, 256, (8, 8, 3), np.uint8)).save(place / f"{index}.png")
+            Image.fromarray(image).save(place / f"{index}.png")
         if fork:
             Forked([backend, "0", "--help"], self.folder, self.output).wait()  # imports all that the others have
         began = time.perf_counter()
@@ -159,7 +180,7 @@ class Harness:
     def _start(self, name, crash_at):
         path = self.folder / name
         arguments = ["train", "--resume", path, "--save-every", SAVE_EVERY] if path.exists() else [
-            "train", "--dataset", self.folder / "data", "--epochs", EPOCHS, "--batch-size", BATCH, "--lr", "0.02",
+            "train", "--dataset", self.folder / "data", "--epochs", EPOCHS, "--batch-size", self.batch, "--lr", "0.02",
             "--save-every", SAVE_EVERY, "--out", path]
         arguments = [self.backend, str(crash_at), *map(str, arguments)]
         if self.fork:
@@ -249,9 +270,10 @@ def main():
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--backend", default="reference", choices=("reference", "cpu"))
+    parser.add_argument("--cifar10", type=Path, help="a folder with data_batch_1*.bin and test_batch*.bin, or one above it")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        counts = Harness(folder, options.backend, options.seed).run(options.kills)
+        counts = Harness(folder, options.backend, options.seed, cifar10=options.cifar10).run(options.kills)
     print(counts)
     return int(bool(counts.unreadable + counts.not_resumable + counts.different))
 

@@ -143,7 +143,7 @@ def _dotted(version):
 def _cuda():
     """The driver's CUDA version, asked without CuPy, and CuPy's runtime if it is there."""
     try:
-        driver = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+        driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
         raise _Missing("no NVIDIA driver: libcuda is not on this machine") from None
     version = ctypes.c_int()

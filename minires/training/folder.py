@@ -1,5 +1,6 @@
 """The folder of a run: whole from its first instant on, and locked while a run lives in it."""
 import contextlib
+import fcntl
 import os
 import shutil
 import tempfile
@@ -8,11 +9,6 @@ from pathlib import Path
 
 from minires.errors import UserError
 from minires.files import UNFINISHED, give_usual_rights, unfinished
-
-try:
-    import fcntl
-except ImportError:  # a system without it has no lock
-    fcntl = None
 
 LOCK = ".lock"
 PARTS = (LOCK, "config.toml", "state.safetensors", "metrics.jsonl")  # what a folder in the making may hold
@@ -35,8 +31,7 @@ class FolderLock:
                 raise UserError(f"the run's folder {folder} cannot be written ({error.strerror}): choose another, or make "
                                 "it writable") from error
             try:
-                if fcntl is not None:
-                    fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 self._file.seek(0)
                 holder = self._file.read(100).strip() or "unknown"

@@ -4,7 +4,7 @@ import signal
 import threading
 from contextlib import contextmanager
 
-NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # Ctrl-C; kill, and what schedulers send; a terminal that was closed
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C; what schedulers send; a closed terminal
 
 
 class Stopped(KeyboardInterrupt):
@@ -42,9 +42,8 @@ def listening_for_signals(tell=False):
             os.write(2, b"minires: stopping after this step, then saving; once more stops at once\n")
 
     if threading.current_thread() is threading.main_thread():
-        for name in NAMES:
-            number = getattr(signal, name, None)  # Windows has no SIGHUP
-            if number is not None and signal.getsignal(number) not in (signal.SIG_IGN, None):
+        for number in SIGNALS:
+            if signal.getsignal(number) not in (signal.SIG_IGN, None):
                 before[number] = signal.signal(number, ask)
     try:
         yield asked

@@ -2,11 +2,9 @@
 
 How kernels are written with it, and how threads meet, is said in threads.py.
 """
-import ctypes
-import os
 import platform
 
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, lower_builtin, models, register_model
@@ -57,8 +55,6 @@ _close = _changing("or", GATE, "acq_rel", CLOSED)
 _done, _finishers, _gate = _reading(DONE), _reading(FINISHED), _reading(GATE)
 _failed, _busy = _reading(FAILED), _reading(BUSY)
 _yield_core = types.ExternalFunction("sched_yield", types.int32())
-if os.name == "nt":  # Windows has it under another name, which the linker is told here; not tested there
-    binding.add_symbol("sched_yield", ctypes.cast(ctypes.windll.kernel32.SwitchToThread, ctypes.c_void_p).value)
 
 
 @intrinsic

@@ -2,9 +2,11 @@
 import os
 import sys
 
+from minires import machine
+
 
 def _most_threads():
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = machine.cores()
     limit = os.environ.get("NUMBA_NUM_THREADS", cores)
     try:
         if int(limit) >= 1:

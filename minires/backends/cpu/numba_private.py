@@ -3,6 +3,7 @@
 Each part states what it assumes, and a new version may break: tests/test_numba_assumptions.py has a test for each, and
 pyproject.toml admits only versions that were tested. What Numba's guide to extensions shows is not counted.
 """
+import fcntl
 import hashlib
 import pickle
 import time
@@ -124,10 +125,8 @@ def _lock(path):
     Who has it for PATIENCE seconds is not waited for any longer.
     """
     try:
-        import fcntl
-
         file = path.open("w")
-    except (ImportError, OSError):
+    except OSError:
         return None
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
