@@ -2,7 +2,7 @@
 
     python tests/kills.py [--kills 100] [--seed 0] [--backend reference|cpu] [--cifar10 DIR]
 
-By default a few small pictures, with --cifar10 those of CIFAR-10's files in a folder: the first 512 of its first, two epochs.
+By default a few small pictures, with --cifar10 those of CIFAR-10's files in a folder: the first 512 of them, two epochs.
 
 Half of the kills fall inside a save (before, between and after the writes and renames of files), the others at a random
 time, some within the first second. Counts folders that cannot be read, that cannot be resumed, and ends that differ by a

@@ -8,6 +8,7 @@ import numpy as np
 
 from minires import arguments
 from minires.backends import memory_advice, to_device
+from minires.data import Loader
 from minires.errors import UserError, WriteError
 from minires.files import plain_json, save_tensors, write_atomically
 from minires.layer import Layer
@@ -24,6 +25,7 @@ from minires.training.checkpoint import (
     states_of,
     streams_of,
 )
+from minires.training.feed import DeviceLoader
 from minires.training.fingerprint import differences, fingerprint
 from minires.training.folder import make_folder, open_folder
 from minires.training.guards import (
@@ -220,7 +222,7 @@ class Trainer:
         if done and self._began is not None:
             streams["loader"].bit_generator.state = self._began
         self._began = states_of(streams).get("loader")
-        if hasattr(self.train, "batches"):
+        if isinstance(self.train, Loader | DeviceLoader):
             batches = self.train.batches(done)
         else:
             batches = iter(self.train)
