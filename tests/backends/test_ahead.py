@@ -143,3 +143,16 @@ def test_an_operator_is_described_for_a_few_images_and_computed_so():
     assert "[8, 8, 8, 3]" in job
     module._compute(module._described(RELU, 2))
     assert module._described(("opaque", (lambda x: x, x)), 4) is None
+
+
+def test_each_process_begins_with_a_family_of_its_own():
+    x, wide, narrow = (np.zeros(shape, np.float32) for shape in ((16, 8, 8, 16), (3, 3, 16, 16), (1, 1, 16, 8)))
+    ways = (1, 1), (0, 0), (1, 1)
+    steps = [("conv2d_forward", (x, narrow, None, *ways)), ("relu_forward", (x,)),
+             ("conv2d_forward", (x, wide, None, (1, 1), (1, 1), (1, 1))), ("relu_forward", (x,)),
+             ("conv2d_input_gradient", (x[..., :8], narrow, x.shape, *ways)), ("global_avgpool_forward", (x,))]
+    found = module.families(steps, 16)
+    assert [len(jobs) for jobs in found] == [1, 2, 2], "Winograd's, the direct ones', the others; each once"
+    orders = [module.in_order(found, number, way) for number, way in ((0, -1), (1, -1), (2, -1), (1, 1), (3, 1))]
+    assert all(sorted(order) == sorted(job for jobs in found for job in jobs) for order in orders)
+    assert [order[0] for order in orders] == [found[0][0], found[1][0], found[2][1], found[1][0], found[2][0]]

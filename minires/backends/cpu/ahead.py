@@ -2,14 +2,15 @@
 
 Numba compiles one function at a time in a process, and a first training step meets a dozen kernels. But a plan knows all its
 operators before the first runs (minires.plan). So once a process begins to compile within `together`, it starts others, one
-for each further core, and gives them the list. This process goes through it from the first operator on, the others from the
-last, each computing an operator on a few images of zeros; what they compile comes into the cache on disk, where this process
-finds it, or waits for it if it is just being compiled (numba_private.py).
+for each further core, and gives them the list. Each computes the operators on a few images of zeros, in an order of its own:
+a family first, since kernels of a family are made of the same parts, which a process compiles once. What they compile comes
+into the cache on disk, where the others find it, or wait for it if it is just being compiled (numba_private.py).
 
 Nothing that is computed comes from there. Should a process fail, kernels are compiled where they are met.
 """
 import atexit
 import importlib
+import inspect
 import json
 import os
 import subprocess
@@ -19,6 +20,7 @@ from contextlib import contextmanager, suppress
 import numpy as np
 
 from minires.backends.cpu import threads
+from minires.backends.cpu.algorithm import winograd_size
 
 FEW = 8  # images for which the kernels are those of a batch: what is chosen for one may be another (algorithm.py)
 MOST_PROCESSES = 3  # beside this one: there are a dozen kernels, some of which take a fifth of the time
@@ -28,7 +30,7 @@ class Ahead:
     """The processes, while a program runs for the first time."""
 
     def __init__(self):
-        self._jobs, self._processes = None, []
+        self._families, self._processes = None, []
 
     @contextmanager
     def together(self, steps, images):
@@ -36,29 +38,33 @@ class Ahead:
 
         images: the length of the batch, in whose place they are compiled for FEW.
         """
-        self._jobs = [_described(step, images) for step in steps]
+        count = min(threads.pool.threads - 1, MOST_PROCESSES)  # with one thread no core is idle
+        self._families = families(steps, images) if count and sys.executable else None
         try:
+            for job in in_order(self._families, count) if self._families else ():
+                with suppress(Exception):  # the program meets it too
+                    _compute(job)
+                if not self._processes:  # nothing had to be compiled
+                    break
             yield
         finally:
-            self._jobs = None
+            self._families = None
             self.end()
 
     def compiling(self):
-        """A kernel is being compiled in this process. With one thread no core is idle."""
-        if not self._jobs or not sys.executable or threads.pool.threads == 1:
+        """A kernel is being compiled in this process."""
+        if not self._families:
             return
-        jobs, self._jobs = list(dict.fromkeys(job for job in reversed(self._jobs) if job)), None
+        found, self._families = self._families, None
         # One thread each, which also keeps them from starting more.
         environment = {**os.environ, "NUMBA_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
         atexit.register(self.end)
-        count = min(threads.pool.threads - 1, MOST_PROCESSES)
-        for number in range(count):
-            first = number * len(jobs) // count
+        for number in range(min(threads.pool.threads - 1, MOST_PROCESSES)):
             with suppress(OSError):  # it could not be started, or is gone
                 process = subprocess.Popen([sys.executable, "-m", __name__], env=environment, text=True,
                                            stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
                 self._processes.append(process)
-                process.stdin.write(json.dumps(jobs[first:] + jobs[:first]))
+                process.stdin.write(json.dumps(in_order(found, number, -1)))
                 process.stdin.close()
 
     def end(self):
@@ -68,6 +74,37 @@ class Ahead:
                 process.kill()
             process.wait()
         self._processes = []
+
+
+def families(steps, images):
+    """The jobs of a program's steps by what their kernels are made of: (Winograd's, the direct convolutions', others)."""
+    found = [], [], []
+    for step in steps:
+        job = _described(step, images)
+        if job is not None and job not in (jobs := found[_family(*step)]):
+            jobs.append(job)
+    return found
+
+
+def _family(operator, arguments):
+    """0 for a convolution by Winograd, 1 for any other, 2 for what is no convolution."""
+    function = getattr(importlib.import_module("minires.backends.cpu"), operator)
+    named = inspect.signature(function).bind(*arguments).arguments
+    if "weight" not in named or "stride" not in named:
+        return 2
+    shape = named["x_shape"] if "x_shape" in named else named["x" if "x" in named else "z"].shape
+    *kernel_size, _, channels = named["weight"].shape
+    geometry = (tuple(named[name]) for name in ("stride", "padding"))
+    return int(winograd_size(tuple(shape), named["weight"].dtype, channels, tuple(kernel_size), *geometry,
+                             tuple(named.get("dilation", (1, 1)))) is None)
+
+
+def in_order(families, number, way=1):
+    """All jobs in the order of process number `number`: its own convolutions first, then what is none, whose kernels are
+    many and small, last the convolutions that another process begins with. way: -1 to go through those between from the end.
+    """
+    own, between, last = families[number:number + 1] if number < 2 else [], families[2][::way], families[:2]
+    return list(dict.fromkeys(job for jobs in (*own, between, *reversed(last)) for job in jobs))
 
 
 def _described(step, images):

@@ -39,12 +39,13 @@ class Launches:
 
         steps: all operators that are to come, each with its arguments; images: the length of the batch (see ahead.py).
         """
-        self._pool, token = threads.pool, threads.recorder.set(self)
-        try:
-            with arena.using(self), ahead.together(steps, images):
-                yield
-        finally:
-            threads.recorder.reset(token)
+        with ahead.together(steps, images):
+            self._pool, token = threads.pool, threads.recorder.set(self)
+            try:
+                with arena.using(self):
+                    yield
+            finally:
+                threads.recorder.reset(token)
         self._parts = self._grouped(self._noted)
 
     def expect(self, offsets):
