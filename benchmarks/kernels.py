@@ -37,7 +37,9 @@ class Shape(NamedTuple):
 
 
 SHAPES = (Shape(32, 16, 16, 3, 1), Shape(16, 32, 32, 3, 1), Shape(8, 64, 64, 3, 1), Shape(32, 16, 32, 3, 2),
-          Shape(16, 32, 64, 3, 2), Shape(16, 64, 64, 1, 1), Shape(32, 64, 128, 1, 2))
+          Shape(16, 32, 64, 3, 2), Shape(16, 64, 64, 1, 1), Shape(32, 64, 128, 1, 2), Shape(16, 128, 128, 3, 1),
+          Shape(8, 256, 256, 3, 1), Shape(4, 512, 512, 3, 1), Shape(14, 256, 1024, 1, 1))
+ALONE = tuple(shape for shape in SHAPES if shape.C >= 64)  # measured on one image, too: both processors on one convolution
 MAPS = ((32, 16), (16, 32), (8, 64))  # H, C
 
 
@@ -100,7 +102,8 @@ def convolutions(shape, N, rng, repetitions, peak):
                                                         *(a.astype(np.float64) for a in (x[:n], weight, dy[:n])))
             error = np.abs(compute(method, x[:n], weight, dy[:n]) - reference).max() / np.abs(reference).max()
             work = Work(2 * dy[:n].size * kernel * kernel * C, x[:n].nbytes + weight.nbytes + dy[:n].nbytes)
-            rows.append(row(f"{shape}", product, name, work, seconds[name], peak) | {"error": float(error)})
+            rows.append(row(f"{shape}{', one image' if N == 1 else ''}", product, name, work, seconds[name], peak)
+                        | {"error": float(error), "ms_per_image": seconds[name] / n * 1e3})
     return rows
 
 
@@ -127,7 +130,7 @@ def maps(H, C, N, rng, repetitions, peak):
     }
     seconds = timed({name: function for name, (_, function) in kernels.items()}, repetitions)
     return [row(f"{C} channels at {H}x{H}", name, "minires", work, seconds[name], peak)
-            for name, (work, _) in kernels.items()]
+            | {"ms_per_image": seconds[name] / N * 1e3} for name, (work, _) in kernels.items()]
 
 
 def row(shape, kernel, method, work, seconds, peak):
@@ -165,13 +168,11 @@ def main(
     print(f"{threads} threads: {peak / 1e9:.0f} GFLOP/s in registers; triad {bandwidth(1 << 28) / 1e9:.0f} GB/s on 256 MB, "
           f"{bandwidth(1 << 23) / 1e9:.0f} GB/s on 8 MB")
     rows = []
-    for shape in SHAPES:
-        rows += convolutions(shape, batch, rng, repetitions, peak)
+    for images, shapes in ((batch, SHAPES), (1, ALONE)):
+        for shape in shapes:
+            rows += convolutions(shape, images, rng, repetitions, peak)
     for H, C in MAPS:
         rows += maps(H, C, batch, rng, repetitions, peak)
-    for entry in rows:
-        images = min(batch, SLOWEST_BATCH) if entry["method"] == "naive" else batch
-        entry["ms_per_image"] = entry["seconds"] / images * 1e3
     report(rows)
     result = {"machine": describe_machine(), "threads": threads, "batch": batch, "peak_flops": peak,
               "bandwidth": {size: bandwidth(size) for size in (1 << 23, 1 << 28)}, "rows": rows}

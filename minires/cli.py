@@ -1,5 +1,5 @@
 """The command line: minires train | eval | predict | summary | plan | gradcheck | xray | exercise | study | plot | bench |
-doctor.
+warmup | doctor.
 
 Exit codes: 0 done, 1 a fault of ours, a gradient that is wrong or a mistake that `doctor RUN` found, 2 wrong input, 128 and
 the signal's number stopped by it (130 by Ctrl-C). Each command imports what it needs when it runs, so that `minires --help`
@@ -20,6 +20,7 @@ from minires.commands.options import DataDir, Device, Shortcut, Threads, use_thr
 from minires.commands.plan import plan
 from minires.commands.plot import plot
 from minires.commands.study import study
+from minires.commands.warmup import warmup
 from minires.commands.xray import xray
 from minires.errors import UserError
 
@@ -199,7 +200,7 @@ def summary(
     console.print(f"{model} on one {size} x {size} image; convolutions and linear layers are counted", style="dim")
 
 
-for command in (plan, gradcheck, bench, doctor, xray):
+for command in (plan, gradcheck, bench, warmup, doctor, xray):
     app.command()(command)
 app.add_typer(exercise, name="exercise")
 app.add_typer(plot, name="plot")

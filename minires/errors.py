@@ -2,7 +2,13 @@
 
 
 class UserError(ValueError):
-    """Bad input: the message is one sentence that names the value, what was expected and what to do."""
+    """Bad input: the message is one sentence that names the value, what was expected and what to do.
+
+    It is one line that any terminal can print: what else a name out of a file may hold stands there as \\n or \\udc80.
+    """
+
+    def __init__(self, message=""):
+        super().__init__("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(message)))
 
 
 class WriteError(UserError, OSError):

@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections import Counter
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -219,8 +220,7 @@ def trial(examples, strategy, call):
 
 
 def fuzz_readers(folder, examples, only=None):
-    """{reader: Counter of outcomes}."""
-    results = {}
+    """(reader, Counter of outcomes), one after the other."""
     for reader, (name, content, read) in seeds(folder).items():
         if only is not None and reader not in only:
             continue
@@ -230,14 +230,14 @@ def fuzz_readers(folder, examples, only=None):
             path.write_bytes(changed)
             return outcome(read, path)
 
-        results[reader] = trial(examples, mutations(content), call)
-    return results
+        yield reader, trial(examples, mutations(content), call)
 
 
 def fuzz_constructors(examples, only=None):
-    """{constructor: Counter of outcomes}."""
-    return {name: trial(examples, arguments(), lambda rest, make=make: outcome(make, *rest))
-            for name, make in CONSTRUCTORS.items() if only is None or name in only}
+    """(constructor, Counter of outcomes), one after the other."""
+    for name, make in CONSTRUCTORS.items():
+        if only is None or name in only:
+            yield name, trial(examples, arguments(), lambda rest, make=make: outcome(make, *rest))
 
 
 def main():
@@ -246,9 +246,8 @@ def main():
     parser.add_argument("--examples", type=int, default=10_000)
     examples = parser.parse_args().examples
     with tempfile.TemporaryDirectory() as folder:
-        for results in (fuzz_readers(folder, examples), fuzz_constructors(examples)):
-            for name, counts in results.items():
-                print(f"{name:24}", dict(counts), flush=True)
+        for name, counts in chain(fuzz_readers(folder, examples), fuzz_constructors(examples)):
+            print(f"{name:24}", dict(counts), flush=True)
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20 / (1024 if sys.platform == "darwin" else 1)
     print(f"most memory {most:.2f} GiB")
     return int(most > 1)

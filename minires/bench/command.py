@@ -27,8 +27,10 @@ def _batch_sizes(text):
 
 def bench(
     vs: Annotated[str | None, typer.Option(help="torch: side by side with PyTorch.", show_default=False)] = None,
-    models: Annotated[str, typer.Option(help="Networks, comma-separated.")] = "resnet20,resnet56,resnet18",
-    batches: Annotated[str | None, typer.Option(help="Batch sizes; by default 128,32,1 (64,32,1 for training resnet18).",
+    models: Annotated[str, typer.Option(help="Networks, comma-separated: any name, and resnet50@224 and the "
+                                          "like with the ImageNet stem.")] = "resnet20,resnet56,resnet18",
+    batches: Annotated[str | None, typer.Option(help="Batch sizes; by default 128,32,1 (64,32,1 for training resnet18 "
+                                                     "to 152, 8,1 with a size).",
                                                 show_default=False)] = None,
     work: Annotated[str, typer.Option(help="training, inference or both.")] = "training,inference",
     variants: Annotated[str, typer.Option(help="Of PyTorch: eager, channels_last, compiled, compiled_channels_last."
@@ -44,11 +46,12 @@ def bench(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the results here.", show_default=False)] = None,
 ):
     """Time training steps and inference, alone or beside PyTorch."""
+    from minires.backends import require_device
     from minires.bench import compare, tables
     from minires.bench.engines import VARIANTS
     from minires.bench.machine import describe_machine
+    from minires.bench.networks import default_batches, parts
     from minires.files import write_atomically
-    from minires.training.run import require_device
 
     if quick:
         models, batches, work, variants, repetitions = "resnet20", "32", "training", "eager,channels_last", 3
@@ -61,7 +64,9 @@ def bench(
         raise UserError(f"--launches {launches} is too small: expected 1 or more")
     if json_file is not None and not json_file.parent.is_dir():
         raise UserError(f"--json {json_file} cannot be written: the folder {json_file.parent} is not there")
-    models, work = _chosen("--models", models, compare.MODELS), _chosen("--work", work, compare.WORK)
+    models, work = [name.strip() for name in models.split(",")], _chosen("--work", work, compare.WORK)
+    for model in models:
+        parts(model)
     engines = ["minires", *(_chosen("--variants", variants, VARIANTS) if vs else ())]
     sizes = None if batches is None else _batch_sizes(batches)
     threads = compare.usable_threads(threads)
@@ -71,7 +76,7 @@ def bench(
     machine = describe_machine(device)
     typer.echo(tables.machine_text(machine, threads))
     plan = [(model, kind, batch) for kind in work for model in models
-            for batch in sizes or compare.default_batches(model, kind)]
+            for batch in sizes or default_batches(model, kind)]
     result = {"machine": machine, "threads": threads, "repetitions": repetitions, "cells": []}
     try:
         for number, cell in enumerate(plan, 1):
@@ -82,7 +87,7 @@ def bench(
     except compare.Disagreement as error:
         typer.echo(f"minires: error: {cell[0]}, {cell[1]}, batch {cell[2]}: {error}", err=True)
         raise typer.Exit(1) from None
-    batch = (sizes or compare.default_batches(models[0], "training"))[0]
+    batch = (sizes or default_batches(models[0], "training"))[0]
     first = (models[0], batch, engines, threads)
     steps = result["first_steps"] = {"model": models[0], "batch": batch}
     steps["warm"] = compare.measure_first_steps(*first, launches, device=device)

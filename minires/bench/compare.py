@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
+from minires.bench.networks import build_network, parts
 from minires.bench.workers import Worker, WorkerError, spread, take_turns
 
-MODELS = ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "resnet18", "resnet34")  # resnet18, 34: CIFAR stem
 WORK = ("training", "inference")
 CACHES = ("NUMBA_CACHE_DIR", "CUPY_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")  # of compiled kernels
 LOGITS_TOLERANCE = 1e-3  # of the largest logit, or absolute where all are below 1
@@ -29,11 +29,6 @@ class Disagreement(RuntimeError):
     """The engines computed different things, so their times say nothing."""
 
 
-def default_batches(model, work):
-    """The batch sizes of a network: 128, 32 and 1, and 64 for training networks of the ImageNet family."""
-    return (64, 32, 1) if work == "training" and model in ("resnet18", "resnet34") else (128, 32, 1)
-
-
 def write_inputs(folder, model, batch):
     """Write a batch of shapes and a network's weights, for both engines; -> the paths, as entries of a worker's setup.
 
@@ -43,11 +38,11 @@ def write_inputs(folder, model, batch):
     from minires.interop.torch import to_torch_state_dict
     from minires.layer import inference_mode
     from minires.layers import BatchNorm2d
-    from minires.models import build_model
 
-    shapes = make_shapes(max(batch, 16), seed=0)
-    x = np.ascontiguousarray(Standardise(*channel_statistics(shapes.images), np.float32)(shapes.images))
-    network = build_model(model, rng=np.random.default_rng(0))
+    shapes, size = make_shapes(max(batch, 16), seed=0), parts(model)[2]
+    near = np.arange(size) * shapes.images.shape[1] // size  # the nearest pixel
+    x = np.ascontiguousarray(Standardise(*channel_statistics(shapes.images), np.float32)(shapes.images[:, near][:, :, near]))
+    network = build_network(model, np.random.default_rng(0))
     normalisations = [layer for _, layer in network.named_layers() if isinstance(layer, BatchNorm2d)]
     for layer in normalisations:
         layer.momentum = 1.0
@@ -96,11 +91,13 @@ def fill_cache(setup):
 
 
 def measure_cell(model, work, batch, engines, threads, repetitions, tick=lambda: None, device="cpu"):
-    """One cell as a dict: model, work, batch, agreement, engines {name: seconds, spread, peak memory, ratio}, left_out.
+    """One cell as a dict: model, work, batch, agreement, engines {name: seconds, spread, peak memory, ratio}, left_out,
+    roofline_seconds of minires' plan (on a CPU).
 
     engines: "minires" and names of engines.VARIANTS. Raises Disagreement before anything is timed.
     """
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        least = least_of(model, work, batch) if device == "cpu" else None
         files = write_inputs(folder, model, batch)
         workers, results, left_out = {}, {}, {}
         for name in engines:
@@ -136,7 +133,18 @@ def measure_cell(model, work, batch, engines, threads, repetitions, tick=lambda:
         rows[name]["minires_ratio"] = spread(ratios)
     best = min(agreement, key=lambda name: rows[name]["median"], default=None)
     return {"model": model, "work": work, "batch": batch, "agreement": agreement, "engines": rows, "left_out": left_out,
-            "best": best}
+            "best": best, "roofline_seconds": least}
+
+
+def least_of(model, work, batch):
+    """The seconds that the roofline allows for the plan of a cell, measured now and here (minires.bench.roofline)."""
+    from minires.bench.roofline import least_seconds
+    from minires.losses import CrossEntropyLoss
+    from minires.plan import compile
+
+    network, size = build_network(model), parts(model)[2]
+    compiled = compile(network, CrossEntropyLoss()) if work == "training" else compile(network)
+    return float(sum(least_seconds(compiled.plan((batch, size, size, 3)).steps)))
 
 
 def measure_first_steps(model, batch, engines, threads, launches, cold=False, device="cpu"):

@@ -45,14 +45,14 @@ class MiniresEngine:
 
     def __init__(self, model, weights, x, target, threads, device="cpu", planned=True):
         from minires.backends import set_num_threads, to_device
+        from minires.bench.networks import build_network
         from minires.losses import CrossEntropyLoss
-        from minires.models import build_model
         from minires.optim import SGD as Optimiser
         from minires.plan import compile
 
         if device == "cpu":
             set_num_threads(threads)
-        self.model = build_model(model).load_state_dict(weights).to(device)
+        self.model = build_network(model).load_state_dict(weights).to(device)
         self.optimiser = Optimiser(self.model.parameters(), **SGD)
         self.device = device
         self.x, self.target = to_device(x, device), to_device(target, device)

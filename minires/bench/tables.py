@@ -16,14 +16,16 @@ def megabytes(size):
 def cell_text(cell):
     """The lines of one cell: median, least, interquartile range, ratio and its range, memory."""
     lines = [f"{cell['model']}, {cell['work']}, batch {cell['batch']}",
-             f"  {'':32}{'median':>9}{'least':>9}{'iqr':>8}   {'minires / it':>14}{'iqr':>8}{'peak MB':>10}"]
+             f"  {'':32}{'median':>9}{'least':>9}{'iqr':>8}   {'minires / it':>14}{'iqr':>8}{'peak MB':>10}"
+             f"{'/ roofline':>12}"]
     for name, row in cell["engines"].items():
         ratio = row.get("minires_ratio")
         compared = f"{ratio['median']:>14.2f}{ratio['iqr']:>8.2f}" if ratio else " " * 22
         arena = f"  ({megabytes(row['arena_bytes'])} in its arena)" if row["arena_bytes"] else ""
         mark = "  best" if name == cell["best"] else ""
         lines.append(f"  {NAMES[name]:32}{milliseconds(row['median']):>9}{milliseconds(row['min']):>9}"
-                     f"{milliseconds(row['iqr']):>8}   {compared}{megabytes(row['peak_bytes']):>10}{arena}{mark}")
+                     f"{milliseconds(row['iqr']):>8}   {compared}{megabytes(row['peak_bytes']):>10}"
+                     f"{_over_roofline(cell, row):>12}{arena}{mark}")
     for name, reason in cell["left_out"].items():
         lines.append(f"  {NAMES[name]}: left out, {reason}")
     if cell["agreement"]:
@@ -31,6 +33,12 @@ def cell_text(cell):
                  for kind in next(iter(cell["agreement"].values()))}
         lines.append("  agree before timing: " + ", ".join(f"{kind} within {size:.1g}" for kind, size in worst.items()))
     return "\n".join(lines)
+
+
+def _over_roofline(cell, row):
+    """The median over what the roofline allows for minires' plan of this cell: direct formulas, its own traffic."""
+    least = cell.get("roofline_seconds")
+    return f"{row['median'] / least:.2f}" if least else ""
 
 
 def first_steps_text(first):
@@ -61,7 +69,7 @@ def markdown(result):
     cells = result["cells"]
     variants = [name for name in NAMES if name != "minires" and any(name in cell["engines"] for cell in cells)]
     header = ["network", "batch", "minires, ms", *(f"{NAMES[name]}, ms" for name in variants), "minires / best",
-              "peak memory, MB"]
+              "peak memory, MB", "minires / roofline"]
     lines = [machine_text(result["machine"], result["threads"]) + ".", ""]
     for work in dict.fromkeys(cell["work"] for cell in cells):
         title = {"training": "Training step", "inference": "Inference"}[work]
@@ -79,10 +87,11 @@ def markdown(result):
                 ratio = f"**{relative['median']:.2f}** ± {relative['iqr'] / 2:.2f}"
                 memory += f" / {megabytes(min(rows[name]['peak_bytes'] for name in variants if name in rows))}"
             lines.append("| " + " | ".join([cell["model"], str(cell["batch"]), milliseconds(own["median"]), *times, ratio,
-                                            memory]) + " |")
+                                            memory, _over_roofline(cell, own)]) + " |")
         lines.append("")
     lines.append("The ratio is the median over the rounds, ± half its interquartile range; memory is minires' / the least "
-                 "of PyTorch's.")
+                 "of PyTorch's. The "
+                 "roofline is that of minires' plan (README, How it is fast): direct formulas, which Winograd may beat.")
     first = result["first_steps"]
     for kind in ("warm", "cold"):
         if kind in first:

@@ -5,11 +5,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from minires.bench.compare import MODELS
 from minires.bench.torch_resnet import build_torch_model
 from minires.errors import UserError
 from minires.interop.torch import to_torch_state_dict
-from minires.models import build_model
+from minires.models import MODELS, build_model
 from minires.study.divergence import OPTIMISER, Key
 
 

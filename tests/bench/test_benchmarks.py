@@ -132,7 +132,7 @@ def test_workers_take_turns_and_use_no_processor_between_them(tmp_path):
 
 def test_a_worker_reports_its_error_and_its_death(tmp_path):
     setup = small_setup(tmp_path, model="resnet21")
-    with Worker(setup) as worker, pytest.raises(WorkerError, match="unknown model 'resnet21'"):
+    with Worker(setup) as worker, pytest.raises(WorkerError, match="resnet21 is unknown"):
         worker.start()
     with Worker(small_setup(tmp_path)) as worker:
         worker._process.send_signal(signal.SIGKILL)
@@ -169,6 +169,7 @@ def test_spread_is_of_the_quartiles():
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (("--vs", "jax"), "--vs jax is unknown"), (("--models", "resnet20,resnet21"), "--models resnet21 is unknown"),
+    (("--models", "resnet20@224"), "a size goes with resnet18"), (("--models", "resnet50@x"), "is a number from 32 to 512"),
     (("--batches", "128,x"), "--batches 128,x is not a list"), (("--batches", "0"), "--batches 0 is not a list"),
     (("--repetitions", "1"), "--repetitions 1 is too small"), (("--threads", "0"), "cannot use 0 threads"),
     (("--launches", "0"), "--launches 0 is too small"),
@@ -177,6 +178,21 @@ def test_wrong_options_are_one_sentence(arguments, message, capsys):
     assert run_cli("bench", *arguments) == 2
     captured = capsys.readouterr()
     assert message in captured.err and captured.err.count("\n") == 1 and captured.out == ""
+
+
+@pytest.mark.parametrize("model", ["plain8", "resnet14", "resnet34", "resnet50", "resnet50@64"])
+def test_every_network_has_its_twin(model, tmp_path, rng):
+    torch = pytest.importorskip("torch")
+    from minires.bench.networks import build_network, parts
+    from minires.bench.torch_resnet import build_torch_model
+    from minires.interop.torch import to_torch_state_dict
+
+    network, size = build_network(model, rng).eval(), parts(model)[2]
+    twin = build_torch_model(model, to_torch_state_dict(network)).eval()
+    x = rng.standard_normal((2, size, size, 3), np.float32)
+    with torch.inference_mode():
+        expected = twin(torch.from_numpy(x).permute(0, 3, 1, 2)).numpy()
+    np.testing.assert_allclose(network.forward(x), expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
 
 
 # --- the README's table ---
@@ -248,12 +264,15 @@ def test_all_methods_compute_the_same_convolution(kernel, stride, H, C, O, winog
 
 def test_kernels_are_measured_against_the_roofline(results, rng, monkeypatch):
     monkeypatch.setattr(kernels, "SHAPES", (kernels.Shape(8, 16, 16, 3, 1),))
+    monkeypatch.setattr(kernels, "ALONE", (kernels.Shape(8, 16, 16, 3, 1),))
     monkeypatch.setattr(kernels, "MAPS", ((8, 16),))
     kernels.main(batch=2, repetitions=1, threads=1, stem="kernels")
     result = json.loads((results / "kernels.json").read_text())
     assert (results / "kernels.png").stat().st_size > 10_000
     assert 1e9 < result["peak_flops"] < 1e13 and all(1e8 < rate < 1e13 for rate in result["bandwidth"].values())
-    convolutions = [row for row in result["rows"] if "error" in row]
+    convolutions = [row for row in result["rows"] if "error" in row and "one image" not in row["shape"]]
+    alone = [row for row in result["rows"] if "one image" in row["shape"]]
+    assert len(alone) == len(convolutions) and all(row["flops"] == 2 * 8 * 8 * 16 * 9 * 16 for row in alone)
     assert {row["method"] for row in convolutions} == set(methods.METHODS)
     assert all(row["error"] < 1e-4 and row["flops"] == 2 * 2 * 8 * 8 * 16 * 9 * 16 for row in convolutions)
     for row in result["rows"]:

@@ -1,0 +1,35 @@
+"""The networks that are timed: a name of minires.models, or NAME@SIZE with the ImageNet stem on images of that size."""
+from minires.errors import UserError
+from minires.models import MODELS, build_model
+from minires.models.resnet import IMAGENET_LAYOUTS
+
+MOST_PIXELS = 512  # a side
+
+
+def parts(model):
+    """"resnet50@224" -> ("resnet50", "imagenet", 224), "resnet20" -> ("resnet20", "cifar", 32). UserError for other text."""
+    name, at, size = model.partition("@")
+    if name not in MODELS:
+        raise UserError(f"--models {model} is unknown: choose from {', '.join(MODELS)}, or one of the ImageNet family "
+                        "with a size, such as resnet50@224")
+    if not at:
+        return name, "cifar", 32
+    wide = [f"resnet{depth}" for depth in IMAGENET_LAYOUTS]
+    if name not in wide or not (size.isdecimal() and 32 <= int(size) <= MOST_PIXELS):
+        raise UserError(f"--models {model}: a size goes with {', '.join(wide)}, and is a number from 32 to {MOST_PIXELS}, "
+                        "as in resnet50@224")
+    return name, "imagenet", int(size)
+
+
+def build_network(model, rng=None):
+    """The network of such a text, with ten classes."""
+    name, stem, _ = parts(model)
+    return build_model(name, stem=None if stem == "cifar" else stem, rng=rng)
+
+
+def default_batches(model, work):
+    """The batch sizes of a network: 128, 32 and 1; fewer images where a network is wide or its images are large."""
+    name, stem, _ = parts(model)
+    if stem == "imagenet":
+        return (8, 1)
+    return (64, 32, 1) if work == "training" and name in [f"resnet{depth}" for depth in IMAGENET_LAYOUTS] else (128, 32, 1)

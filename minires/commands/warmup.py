@@ -1,0 +1,50 @@
+"""The command `minires warmup`."""
+import time
+from typing import Annotated
+
+import typer
+
+from minires.commands.options import Shortcut, Threads, use_threads
+from minires.errors import UserError
+
+
+def warmup(
+    model: Annotated[str, typer.Argument(help="A model's name, such as resnet20.")],
+    batch_size: Annotated[int, typer.Option(help="Images a step.")] = 128,
+    image_size: Annotated[int | None, typer.Option(help="Pixels a side; by default 32, with the imagenet stem 224.",
+                                                   show_default=False)] = None,
+    shortcut: Shortcut = None,
+    stem: Annotated[str | None, typer.Option(help="cifar or imagenet, for resnet18 to resnet152.",
+                                             show_default=False)] = None,
+    threads: Threads = None,
+):
+    """Compile a network's CPU kernels now, for training and for inference, so that no later run waits for them."""
+    import numpy as np
+
+    from minires.backends import memory_advice
+    from minires.backends.cpu import jit, numba_private
+    from minires.losses import CrossEntropyLoss
+    from minires.models import build_model
+    from minires.optim import SGD
+    from minires.plan import compile
+
+    use_threads(threads)
+    size = image_size if image_size is not None else 224 if stem == "imagenet" else 32
+    for name, value in (("batch size", batch_size), ("image size", size)):
+        if value < 1:
+            raise UserError(f"{name} {value} is too small: expected 1 or more")
+    network, found = build_model(model, 10, shortcut, stem), []
+    numba_private.on_compile(found.append)
+    x, target = np.zeros((batch_size, size, size, 3), np.float32), np.zeros(batch_size, np.int64)
+    began = time.perf_counter()
+    with memory_advice(batch_size):
+        compile(network, CrossEntropyLoss())(x, target)
+        SGD(network.parameters(), 0.1, 0.9, 5e-4, nesterov=True).step()
+        network.eval()
+        compile(network)(x)
+    images = f"{batch_size} image{'s' if batch_size > 1 else ''} of {size} x {size}"
+    if not found:
+        typer.echo(f"{model} on {images}: every kernel was compiled before")
+    else:
+        kept = "" if jit.kept else ", for this process only"
+        typer.echo(f"{model} on {images}: kernels compiled in {time.perf_counter() - began:.1f} s{kept}")
