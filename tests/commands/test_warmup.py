@@ -23,6 +23,7 @@ def test_kernels_are_compiled_once(tmp_path):
 
 
 def test_mistakes_are_a_sentence(tmp_path):
-    for arguments, message in ((("resnet9",), "unknown model 'resnet9'"), (("resnet8", "--batch-size", "0"), "batch size 0")):
+    mistakes = (("resnet9",), "unknown model 'resnet9'"), (("resnet8", "--batch-size", "0"), "batch size 0")
+    for arguments, message in mistakes:
         done = warmup(tmp_path, *arguments)
         assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
