@@ -88,7 +88,7 @@ def add_relu_gradient(ops, dy, y, z, mean, prologue=None, residual=None):
 
 
 def conv2d_unit_gradient(ops, g, z, normalisation, x, prologue, weight, stride, padding, residual_gradient, need_dx,
-                         front=None, add_to=None, shortcut=None):
+                         front=None, add_to=None, shortcut=None, fresh=False):
     """The backward pass of z = conv(a(x)) and of the normalisation behind it.
 
     g: the gradient at the normalisation's output; normalisation: (mean, from_dy, from_x, constant), each (O,), with
@@ -102,17 +102,18 @@ def conv2d_unit_gradient(ops, g, z, normalisation, x, prologue, weight, stride, 
     normalisation's backward needs; without one they are None. need_dx False leaves dx out (None).
     front: (z, mean) of the unit in front where x, read as it is, is a block's output relu(normalised z + S): dx is then
     masked by that ReLU too, as `add_relu_gradient` does it, and the sums are of dx and dx * (z - mean).
-    add_to: the parameter's gradient; dweight is added to it, in place, and None returned for dweight.
+    add_to: the parameter's gradient; dweight is added to it, in place, and None returned for dweight. fresh: it holds
+    nothing yet, and is written instead.
     shortcut: with a prologue, the residual that its ReLU includes: a = relu((x - mean) * scale + bias + shortcut).
     """
     if shortcut is not None:
         a = normalise_add_relu(ops, x, prologue, shortcut)
         return conv2d_unit_gradient(ops, g, z, normalisation, a, None, weight, stride, padding, residual_gradient, need_dx,
-                                    (x, prologue[0]), add_to)
+                                    (x, prologue[0]), add_to, None, fresh)
     dz = g if normalisation is None else normalise_gradient(g, z, normalisation)
     a = normalise_relu(ops, x, prologue)
     geometry = (stride, padding, (1, 1))
-    dweight = added(add_to, ops.conv2d_weight_gradient(dz, a, weight.shape[:2], *geometry))
+    dweight = added(add_to, ops.conv2d_weight_gradient(dz, a, weight.shape[:2], *geometry), fresh)
     if not need_dx:
         return None, dweight, None, None
     dx = ops.conv2d_input_gradient(dz, weight, x.shape, *geometry)
@@ -126,11 +127,11 @@ def conv2d_unit_gradient(ops, g, z, normalisation, x, prologue, weight, stride, 
     return dx, dweight, sum_dx, sum_dxx
 
 
-def added(gradient, value):
-    """`value`, or where there is a `gradient` to add it to, in place, None."""
+def added(gradient, value, fresh=False):
+    """`value`, or where there is a `gradient` to add it to, in place, None; a fresh one holds nothing yet."""
     if gradient is None:
         return value
-    gradient += value
+    gradient[...] = value if fresh else gradient + value
     return None
 
 

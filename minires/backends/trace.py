@@ -142,7 +142,7 @@ def _layer_statistics(x, *_):
 
 
 def _unit_gradient(g, z, normalisation, x, prologue, weight, stride, padding, residual_gradient, need_dx, front=None,
-                   add_to=None, shortcut=None):
+                   add_to=None, shortcut=None, fresh=False):
     sums = [weight.shape[2:3]] * 2 if need_dx and (front or prologue) else [None, None]
     return [x.shape if need_dx else None, weight.shape if add_to is None else None, *sums]
 

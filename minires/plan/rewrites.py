@@ -149,7 +149,7 @@ def gradients_of_one_convolution(program):
             continue
         g, z, normalisation = inner.arguments if normalised else (dz, None, None)
         changes[step] = [like(step, "conv2d_unit_gradient", (g, z, normalisation, x, None, weight, stride, padding, None,
-                                                             back is not None, None, None, None),
+                                                             back is not None, None, None, None, False),
                               (back.results[0] if back else None, step.results[0], None, None))]
         if back:
             changes[back] = []
@@ -177,6 +177,23 @@ def accumulate_where_made(program):
         latest[maker] = _with(now, {11 if _is(maker, "conv2d_unit_gradient") else 6: add_to}, {index: None})
         changes[step] = []
     program.rewrite({**changes, **{old: [new] for old, new in latest.items()}})
+
+
+def write_where_zeroed(program):
+    """zero(d, ...), conv2d_unit_gradient(..., add_to=d), which is the first to touch d  ->  it writes d, which is not zeroed."""
+    changes, zeroed = {}, {}
+    for step in program.steps:
+        if step.operator == "zero":
+            zeroed.update((id(array), step) for array in step.arguments[0])
+            continue
+        touched = {id(part) for value in step.arguments for part in (value if isinstance(value, tuple) else (value,))}
+        for key in touched & zeroed.keys():
+            zero = zeroed.pop(key)
+            if _is(step, "conv2d_unit_gradient") and id(step.arguments[11]) == key:
+                zero_now = changes.get(zero, [zero])[0]
+                left = tuple(array for array in zero_now.arguments[0] if id(array) != key)
+                changes[zero], changes[step] = [like(zero, "zero", (left,), ())], [_with(step, {13: True}, {})]
+    program.rewrite(changes)
 
 
 def sum_into_gradient(program):
@@ -295,5 +312,5 @@ def _new(step, operator, arguments):
 
 TRAINING = (split_normalisation, moments_into_convolution, relu_into_normalisation, sums_into_mask,
             gradients_of_one_convolution, accumulate_where_made, sum_into_gradient, mask_into_gradient, normalise_where_read,
-            normalise_where_first_read)
+            normalise_where_first_read, write_where_zeroed)
 EVALUATION = (split_normalisation, fold_normalisation, relu_into_normalisation, prepare_weights)

@@ -130,17 +130,17 @@ def conv2d_bias_relu(x, weight, bias, residual, relu, stride, padding, prepared=
 
 
 def conv2d_unit_gradient(g, z, normalisation, x, prologue, weight, stride, padding, residual_gradient, need_dx, front=None,
-                         add_to=None, shortcut=None):
+                         add_to=None, shortcut=None, fresh=False):
     """-> dx, dweight, sum(dx), sum(dx * (x - mean)): see composed."""
     if add_to is not None and not add_to.flags.c_contiguous:
         dx, dweight, *sums = conv2d_unit_gradient(g, z, normalisation, x, prologue, weight, stride, padding,
                                                   residual_gradient, need_dx, front, None, shortcut)
-        return dx, here(composed.added, add_to, dweight), *sums
+        return dx, here(composed.added, add_to, dweight, fresh), *sums
     g, z, x, residual_gradient, shortcut = contiguous((g, z, x, residual_gradient, shortcut))
     geometry = geometry_of(x.shape, weight.shape[:2], stride, padding, PLAIN)
     normalisation, prologue, front = map(contiguous, (normalisation, prologue, front))
     source, weight = _input(x, prologue, shortcut), np.ascontiguousarray(weight) if need_dx else None
-    return _gradients(g, z, normalisation, x, source, weight, geometry, residual_gradient, front, add_to)
+    return _gradients(g, z, normalisation, x, source, weight, geometry, residual_gradient, front, add_to, fresh)
 
 
 def in_place(operator, arguments):
@@ -164,7 +164,7 @@ def in_place(operator, arguments):
     return (3,) if plan.slices.count > 1 else (0, 1, 3)
 
 
-def _gradients(g, z, normalisation, x, source, weight, geometry, residual_gradient, front, add_to):
+def _gradients(g, z, normalisation, x, source, weight, geometry, residual_gradient, front, add_to, fresh=False):
     """-> dx or None, dweight or None, and the two sums over dx, each (C,), or None: `conv2d_unit_gradient`.
 
     weight None: no dx.
@@ -191,5 +191,5 @@ def _gradients(g, z, normalisation, x, source, weight, geometry, residual_gradie
     flat = dweight.reshape(-1)
     partial = flat if partial_size is None else shared_scratch(partial_size, dtype, "partial")
     launch(kernel, tasks + (C if with_sums else 0), 2 * g.size * dweight.size // O, *before, gradient, source, output, total,
-           partial, partial_size is None, flat, add_to is not None, *after)
+           partial, partial_size is None, flat, add_to is not None and not fresh, *after)
     return (dx if need_dx else None), None if add_to is not None else dweight, *(total if with_sums else (None, None))

@@ -109,13 +109,13 @@ def normalise_gradient(g, z, normalisation):
 
 
 def conv2d_unit_gradient(g, z, normalisation, x, prologue, weight, stride, padding, residual_gradient, need_dx,
-                         front=None, add_to=None, shortcut=None):
+                         front=None, add_to=None, shortcut=None, fresh=False):
     """See composed.conv2d_unit_gradient."""
     if shortcut is not None:
         x, prologue, front = normalise_add_relu(x, prologue, shortcut), None, (x, prologue[0])
     geometry = geometry_of(x.shape, weight.shape[:2], weight.shape[3], stride, padding, _PLAIN)
     dz = g if normalisation is None else normalise_gradient(g, z, normalisation)
-    dweight = composed.added(add_to, conv.weight_gradient(dz, x, prologue, geometry))
+    dweight = composed.added(add_to, conv.weight_gradient(dz, x, prologue, geometry), fresh)
     if not need_dx:
         return None, dweight, None, None
     if prologue is not None and geometry.narrow:
