@@ -180,7 +180,7 @@ def accumulate_where_made(program):
 
 
 def write_where_zeroed(program):
-    """zero(d, ...), conv2d_unit_gradient(..., add_to=d), which is the first to touch d  ->  it writes d, which is not zeroed."""
+    """zero(d, ...), conv2d_unit_gradient(..., add_to=d), the first to touch d  ->  it writes d, which is not zeroed."""
     changes, zeroed = {}, {}
     for step in program.steps:
         if step.operator == "zero":

@@ -1,6 +1,7 @@
 """What is particular to the CPU kernels: algorithms agree, bits do not depend on threads, memory is used again."""
 import gc
 
+import numba
 import numpy as np
 import pytest
 
@@ -11,6 +12,7 @@ from minires.backends.cpu import norm, threads
 from minires.backends.cpu.algorithm import use_convolution, winograd_size
 from minires.backends.cpu.arena import Arena
 from minires.backends.cpu.moments import merge_channel
+from minires.backends.cpu.simd import turn
 from minires.backends.trace import IN_PLACE
 
 SAME = ((1, 1), (1, 1))  # stride and padding of a 3x3 convolution that keeps the image's size
@@ -227,3 +229,19 @@ def test_batch_moments_keep_their_digits_under_a_large_mean(rng):
     _, mean, var = cpu.batchnorm_forward(x, np.ones(16, np.float32), np.zeros(16, np.float32), 1e-5)
     np.testing.assert_allclose(var, x.astype(np.float64).var((0, 1, 2)), rtol=1e-4)
     np.testing.assert_allclose(mean, x.astype(np.float64).mean((0, 1, 2)), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("dtype", "size"), [(np.float32, 16), (np.float64, 8), (np.float32, 4), (np.float64, 2)])
+def test_a_square_is_turned(dtype, size):
+    """Of elements that lie apart, in both arrays: nothing else is written."""
+    @numba.njit
+    def turned(y, x):
+        turn(size, y, 3, size + 5, x, 2, size + 7)
+
+    x, y = np.arange(1.0, 1001).astype(dtype), np.zeros(1000, dtype)
+    turned(y, x)
+    expected = np.zeros(1000, dtype)
+    for r in range(size):
+        for c in range(size):
+            expected[3 + c * (size + 5) + r] = x[2 + r * (size + 7) + c]
+    np.testing.assert_array_equal(y, expected)

@@ -38,7 +38,7 @@ from minires.backends.cpu.images import (
 )
 from minires.backends.cpu.microkernel import tile
 from minires.backends.cpu.moments import add_channel, merge_channel
-from minires.backends.cpu.simd import load, store
+from minires.backends.cpu.simd import load, store, turn
 from minires.backends.cpu.threads import await_tasks, claimed
 from minires.backends.cpu.units import (
     Slices,
@@ -79,6 +79,8 @@ def lay_out(BLOCK, weight, taps, first, end, narrow, C, O, c_step, o_step, o, pa
                 for c in range(rows):
                     for i in range(count):
                         panel[at + c * BLOCK + i] = weight[source + c * c_step + i]
+            elif count == BLOCK and rows == BLOCK:
+                turn(BLOCK, panel, at, BLOCK, weight, source, o_step)
             else:
                 for i in range(count):
                     for c in range(rows):

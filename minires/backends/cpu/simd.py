@@ -14,6 +14,7 @@
     v = where_beats(a, b, v, w)          v where a > b, or a is NaN and b is not, else w
     v = where_equal(n, number, v)        v where n, a vector of int32, has that number, else 0
     n = whole_numbers(v)                 v as int32
+    turn(N, y, i, p, x, j, q)            y[i + c * p + r] = x[j + r * q + c] for r, c < N: a square of elements transposed
 
 Plain Numba loops vectorise when each output is independent, but sums over pixels keep their accumulators in memory and
 wait for it; with these values they stay in registers.
@@ -25,6 +26,7 @@ from numba import types
 from numba.extending import intrinsic, models, overload, register_model
 
 from minires.backends.cpu import llvm
+from minires.backends.cpu.host import VECTOR_BYTES
 from minires.backends.cpu.llvm import I32, I64
 
 AHEAD = 8192  # bytes: two pages of memory, at whose ends the processor's own prefetching ends
@@ -135,6 +137,45 @@ def stream(typingctx, array, offset, value):
         return context.get_dummy_value()
 
     return types.void(array, types.int64, value), codegen
+
+
+@intrinsic(prefer_literal=True)
+def turn(typingctx, size, target, at, step, source, offset, source_step):
+    """target[at + c * step + r] = source[offset + r * source_step + c] for r, c < size, of whole vectors both ways."""
+    if not isinstance(size, types.IntegerLiteral):
+        return None
+    align, count = source.dtype.bitwidth // 8, size.literal_value
+    lanes = min(count, VECTOR_BYTES // align)
+
+    def codegen(context, builder, sig, args):
+        def row(kind, array, start, step, number, column):
+            begin = builder.add(start, builder.add(builder.mul(step, I64(number)), I64(column)))
+            return llvm.element(context, builder, kind, array, begin)
+
+        vector = _llvm_vector(VectorType(source.dtype, lanes))
+        for top in range(0, count, lanes):
+            for left in range(0, count, lanes):
+                rows = [llvm.load(builder, row(source, args[4], args[5], args[6], top + r, left), vector, align)
+                        for r in range(lanes)]
+                for c, value in enumerate(_transposed(builder, rows)):
+                    llvm.store(builder, row(target, args[1], args[2], args[3], left + c, top), value, align)
+        return context.get_dummy_value()
+
+    return types.void(size, target, types.int64, types.int64, source, types.int64, types.int64), codegen
+
+
+def _transposed(builder, rows):
+    """Vectors of as many lanes as there are of them, transposed: squares of half, a quarter .. of them change places."""
+    lanes, half = len(rows), len(rows) // 2
+    while half:
+        low = [j if not j & half else lanes + j - half for j in range(lanes)]
+        high = [j + half if not j & half else lanes + j for j in range(lanes)]
+        for i in (i for i in range(lanes) if not i & half):
+            pair = rows[i], rows[i + half]
+            rows[i], rows[i + half] = (builder.shuffle_vector(*pair, ir.Constant(ir.VectorType(I32, lanes), mask))
+                                       for mask in (low, high))
+        half //= 2
+    return rows
 
 
 @intrinsic

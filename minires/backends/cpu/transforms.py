@@ -31,7 +31,7 @@ twice. Those of two dimensions work on blocks of channels in scratch (images.py)
 """
 
 from minires.backends.cpu import jit
-from minires.backends.cpu.simd import load, store
+from minires.backends.cpu.simd import load, store, turn
 
 
 @jit.part
@@ -184,7 +184,9 @@ def transform_weights(M, LANES, BLOCK, turned, weight, C, O, block, points, outs
         for i in range(columns):
             raw[i] = 0
         for tap in range(9):
-            if turned:
+            if turned and count == BLOCK and C - block * BLOCK >= BLOCK:
+                turn(BLOCK, raw, (8 - tap) * BLOCK, 9 * BLOCK, weight, (tap * O + o * BLOCK) * C + block * BLOCK, C)
+            elif turned:
                 for i in range(count):
                     for c in range(min(BLOCK, C - block * BLOCK)):
                         raw[(c * 9 + 8 - tap) * BLOCK + i] = weight[(tap * O + o * BLOCK + i) * C + block * BLOCK + c]
