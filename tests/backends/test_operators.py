@@ -198,6 +198,15 @@ def test_nan_is_not_swallowed(backend, dtype):
     assert np.isnan(ops.relu_backward(x, np.ones_like(x))[0, 1, 1, 1])
 
 
+def test_nan_stays_in_its_group(backend, rng):
+    ops = operators(backend)
+    x, dy, weight = rng.standard_normal((1, 3, 3, 4)), rng.standard_normal((1, 3, 3, 4)), np.ones(4)
+    _, *statistics = ops.groupnorm_forward(x, weight, weight, 2, 1e-5)
+    dy[0, 0, 0, 0] = np.nan
+    nan = np.isnan(ops.groupnorm_backward(dy, x, *statistics, weight, 1e-5)[0])
+    assert nan[..., :2].all() and not nan[..., 2:].any()
+
+
 @pytest.mark.parametrize("offset", [1e3, 1e4])
 def test_variance_far_from_zero(backend, offset, rng):
     """E[x^2] - E[x]^2 would lose every digit in float32."""
