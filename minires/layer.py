@@ -83,7 +83,8 @@ class Parameter(Shown, Noticed):
     @frozen.setter
     def frozen(self, frozen):
         if frozen != self._frozen:
-            self._frozen, self.grad = bool(frozen), self.grad * 0  # another array: who planned with the old one notices
+            self._frozen, self.grad = bool(frozen), self.grad.copy()  # another array: who planned with the old one notices
+            self.zero_grad()
 
     def zero_grad(self):
         """Set the gradient to zero, in place."""
@@ -214,7 +215,7 @@ class Layer(Noticed):
 
     def named_children(self):
         """Yield (name, Layer) of the direct children, in construction order."""
-        return _found(Layer, vars(self))
+        return members(Layer, vars(self))
 
     def named_layers(self, prefix=""):
         """Yield (dotted name, Layer) of this layer (named "") and all below it, depth first, each once."""
@@ -229,13 +230,16 @@ class Layer(Noticed):
 
     def own_parameters(self):
         """Yield (name, Parameter) of what this layer itself keeps, not its children."""
-        return _found(Parameter, vars(self))
+        return members(Parameter, vars(self))
 
     def named_parameters(self):
-        """Yield (dotted name, Parameter) in construction order: PyTorch's state_dict names."""
+        """Yield (dotted name, Parameter) in construction order, each once: PyTorch's state_dict names."""
+        seen = set()
         for prefix, layer in self.named_layers():
             for name, value in layer.own_parameters():
-                yield (f"{prefix}.{name}" if prefix else name), value
+                if id(value) not in seen:
+                    seen.add(id(value))
+                    yield (f"{prefix}.{name}" if prefix else name), value
 
     def parameters(self):
         """The list of Parameters, in construction order."""
@@ -334,7 +338,7 @@ class Layer(Noticed):
                             f"got x of dtype {x.dtype}: convert x, or the layer with astype")
 
 
-def _found(kind, attributes):
+def members(kind, attributes):
     """Yield (name, value) of the values of a kind among a layer's attributes, and in the containers among them."""
     for name, value in attributes.items():
         if isinstance(value, kind):

@@ -193,6 +193,9 @@ def test_parameter():
     parameter.grad += 2
     parameter.zero_grad()
     assert not parameter.grad.any() and repr(parameter) == "Parameter(<float32 (2, 3)>)"
+    parameter.grad += [np.nan, np.inf, 1]
+    parameter.frozen = True
+    assert not parameter.grad.any()
 
 
 def x(*shape, dtype=np.float32):
