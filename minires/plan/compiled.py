@@ -12,14 +12,14 @@ from operator import is_
 import numpy as np
 
 from minires.backends import device_of, ops_for
-from minires.layer import Parameter, evaluating, inference_cache, inference_mode, members, zero_gradients
+from minires.layer import evaluating, inference_cache, inference_mode, members, zero_gradients
 from minires.plan.memory import Memory, recompute
 from minires.plan.program import Program
 from minires.plan.report import Plan
 from minires.plan.rewrites import EVALUATION, TRAINING, normalise_where_read
 from minires.plan.run import Runner
 from minires.plan.trace import trace
-from minires.watching import changes, is_watched
+from minires.watching import changes, contents, is_watched
 
 MOST_SHAPES = 4  # of arguments that are planned; the model runs as it is for others
 
@@ -173,21 +173,18 @@ def _same(found, known):
     return len(found) == len(known) and all(map(is_, found, known))
 
 
-def _set_on(loss, opaque):
-    """What is set on a loss, but for what its forward keeps."""
-    return [] if loss is None or loss in opaque else [value for name, value in vars(loss).items() if name != "_kept"]
+def _set_on(thing, opaque, apart=("_kept",)):
+    """What is set on a layer or a loss, and in its lists and dicts; nothing of what is opaque, and called as it is."""
+    if thing is None or thing in opaque:
+        return []
+    return contents({name: value for name, value in vars(thing).items() if name not in apart})
 
 
 def _made_of(model, opaque):
-    """What a plan relies on: all that is set on a model's layers, and the arrays of parameters.
-
-    Not what forward keeps, nor the attributes of what is opaque, and called as it is.
-    """
+    """What a plan relies on: all that is set on a model's layers but what forward keeps, and the arrays of parameters."""
     values = []
     for _, layer in model.named_layers():
-        values += layer.training, *layer.listeners, *(child for _, child in layer.named_children())
+        values += layer, layer.training, *layer.listeners, *_set_on(layer, opaque, ("_kept", "training", "listeners"))
         for _, parameter in layer.own_parameters():
             values += parameter, parameter.data, parameter.grad
-        values += [value for name, value in vars(layer).items() if layer not in opaque
-                   and name not in ("_kept", "training", "listeners") and not isinstance(value, Parameter)]
     return values

@@ -68,19 +68,20 @@ def test_parameters_in_a_list_are_found_and_a_list_in_itself_is_refused():
 
 
 class Scaled(Net):
-    """`Net`, and a number in a list that multiplies what comes out."""
+    """`Net`, and numbers in containers that multiply what comes out."""
 
     def __init__(self):
         super().__init__()
-        self.scales = [Parameter(np.ones(1, np.float32))]
+        self.scales, self.options = [Parameter(np.ones(1, np.float32))], {"factors": [1.0]}
 
     def forward(self, x):
         y = super().forward(x)
         self._save(y)
-        return y * self.scales[0].data
+        return y * (self.scales[0].data * np.float32(self.options["factors"][0]))
 
     def backward(self, dy):
         (y,) = self._saved()
+        dy = dy * np.float32(self.options["factors"][0])
         self.scales[0].accumulate((dy * y).sum().reshape(1))
         return super().backward(dy * self.scales[0].data)
 
@@ -101,7 +102,11 @@ def another_order(net):
     net.order[1:3] = net.order[2:0:-1]
 
 
-@pytest.mark.parametrize("change", [another_array, another_parameter, another_layer, another_order])
+def another_number(net):
+    net.options["factors"][0] = 3.0
+
+
+@pytest.mark.parametrize("change", [another_array, another_parameter, another_layer, another_order, another_number])
 def test_a_plan_notices_what_changes_in_containers(change):
     net, plain, loss = Scaled(), Scaled(), CrossEntropyLoss()
     step, predict = compile(net, CrossEntropyLoss()), compile(net)
