@@ -315,11 +315,18 @@ class Layer(Noticed):
         self._weights_changed()
         return self
 
-    def _require(self, x, shape):
-        """Refuse an x whose rank, fixed sizes or dtype do not fit. shape: letters for any size, numbers for fixed."""
+    def _require(self, x, shape=None):
+        """Refuse an x whose rank, fixed sizes or dtype do not fit.
+
+        shape: letters for any size, numbers for fixed, (..., C) for up to three axes in front; None for any.
+        """
         if not hasattr(x, "ndim") or not hasattr(x, "dtype") or type(x).__module__.split(".")[0] == "torch":
             raise UserError(f"{type(self).__name__} computes with NumPy and CuPy arrays, got a {type(x).__module__}."
                             f"{type(x).__name__}: use numpy.asarray on it")
+        if shape is None:
+            shape = x.shape
+        elif shape[0] is ...:
+            shape = (*"NHW"[:x.ndim - 1], *shape[1:])
         fits = x.ndim == len(shape) and all(isinstance(want, str) or want == got
                                             for want, got in zip(shape, x.shape, strict=True))
         if not fits:

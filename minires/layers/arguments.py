@@ -1,8 +1,8 @@
 """What layers check: their constructors' arguments (see `minires.arguments`), and that an output has a pixel."""
-from minires.arguments import count, flag, number, pair, room
+from minires.arguments import choice, count, flag, number, pair, room
 from minires.errors import UserError
 
-__all__ = ["count", "flag", "number", "pair", "require_output", "room"]
+__all__ = ["choice", "count", "flag", "number", "pair", "require_output", "room"]
 
 
 def require_output(layer, x, size):
