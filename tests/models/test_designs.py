@@ -14,8 +14,8 @@ from minires.layers import BatchNorm2d, Conv2d, GroupNorm, LayerNorm, ReLU, Resi
 from minires.losses import CrossEntropyLoss
 from minires.models import build_model
 from minires.models.blocks import BLOCKS
-from minires.models.summary import count_parameters, summarise
 from minires.study import check_gradients, distinct_nonzero, randomise_parameters
+from minires.study.summary import count_parameters, summarise
 
 CIFAR = {"blocks": (2, 2, 2), "channels": (16, 32, 64)}
 SMALL = {"blocks": (1, 1), "channels": (4, 8)}
