@@ -26,8 +26,6 @@ from minires.errors import UserError
 from minires.reprs import Shown, describe
 from minires.watching import Noticed, changed, heard
 from minires.watching import calls_go_to as calls_go_to  # for who watches layers
-from minires.watching import changes as changes
-from minires.watching import is_watched as is_watched
 from minires.watching import listening as listening
 
 _inference = ContextVar("minires_inference", default=None)  # inside inference_mode a dict: see inference_cache

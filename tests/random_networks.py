@@ -18,9 +18,9 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 
 from minires import layers, models
+from minires.arguments import pair
 from minires.backends.reference import output_size
 from minires.layer import Sequential
-from minires.layers.arguments import pair
 from minires.models.blocks import BLOCKS
 from minires.study import randomise_parameters
 

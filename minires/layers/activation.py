@@ -1,7 +1,7 @@
 """Activations, element by element: ReLU and its smooth or leaky relatives."""
+from minires.arguments import number
 from minires.backends import ops_for
 from minires.layer import Layer
-from minires.layers.arguments import number
 
 
 class ReLU(Layer):

@@ -3,10 +3,10 @@ import math
 
 import numpy as np
 
+from minires.arguments import choice, count, number
 from minires.backends import ops_for
 from minires.errors import UserError
 from minires.layer import Layer, Parameter, in_inference_mode
-from minires.layers.arguments import choice, count, number
 
 
 class BatchNorm2d(Layer):
@@ -144,11 +144,7 @@ class GroupNorm(Layer):
     Nothing depends on the batch, so training and evaluation compute the same. groups = 1 is layer normalisation over a whole
     image, groups = C instance normalisation.
 
-    Backward. As in batch normalisation dx = J g, g = weight * dy, with the sums over a group; as in layer normalisation the
-    weight stays inside them, since it varies there:
-
-        dweight = sum(dy * x_hat)    dbias = sum(dy)    (over all but C)
-        dx = (g - mean(g) - x_hat * mean(g * x_hat)) / sqrt(var + eps)
+    Backward. As in layer normalisation, with the means over a group of one image.
 
     Source: Wu & He 2018, https://arxiv.org/abs/1803.08494
     UserError unless groups divides num_channels. Arguments are in PyTorch's order.

@@ -1,10 +1,10 @@
 """Residual blocks, and the plain block they are compared with."""
+from minires.arguments import choice, count, pair
 from minires.backends import ops_for
 from minires.errors import UserError
 from minires.init import default_rng
 from minires.layer import Layer, Sequential
 from minires.layers.activation import ReLU
-from minires.layers.arguments import choice, count, pair
 from minires.layers.conv import Conv2d
 from minires.layers.dropout import Dropout
 from minires.layers.linear import Identity
@@ -133,7 +133,7 @@ class BasicBlock(_ResidualBlock):
 
         F(x) = bn2(conv2(relu(bn1(conv1(x)))))        y = relu(F(x) + S(x))
 
-    Backward. A sum passes its gradient to both terms unchanged, and x feeds both, so their gradients add:
+    Backward. The sum of `Residual`, behind a ReLU:
 
         g = relu'(F + S) * dy        dx = F.backward(g) + S.backward(g)
 

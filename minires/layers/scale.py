@@ -1,9 +1,9 @@
 """A learned factor and a learned summand: what a branch without normalisation needs."""
 import numpy as np
 
+from minires.arguments import count, number
 from minires.backends import ops_for
 from minires.layer import Layer, Parameter
-from minires.layers.arguments import count, number
 
 
 class _OfChannels(Layer):

@@ -21,9 +21,9 @@ from operator_cases import (
     same,
 )
 
+from minires.arguments import pair
 from minires.backends import reference
 from minires.backends.trace import RULES
-from minires.layers.arguments import pair
 
 OTHERS = [name for name in BACKENDS if name != "reference"]
 
