@@ -55,7 +55,7 @@ class ResNet(Sequential):
         if kind.preactivated:
             self.bn1, self.relu = make_norm(norm, C), ReLU()
         self.pool = GlobalAvgPool2d()
-        if block == "fixup":
+        if block == "fixup":  # whose linear layer has a bias in front, too, and starts at 0; the stem's is its convolution's
             self.bias = Bias()
         self.fc = Linear(C, num_classes, rng=rng)
         if zero_init_residual:
