@@ -50,7 +50,7 @@ def block(in_channels, channels, stride=1, shortcut="B", *, rng=None):
     return Sequential(Residual(branch, make_shortcut(in_channels, channels, stride, shortcut, rng)), ReLU())
 
 
-def main():
+def main(steps=41):
     from minires.data import channel_statistics
     from minires.data.augment import Standardise
     from minires.data.shapes import make_shapes
@@ -63,7 +63,7 @@ def main():
     print(f"the layer's gradients are the derivatives, relative error {report.error:.0e}")
     step = minires.compile(network, minires.CrossEntropyLoss())
     optimiser = minires.SGD(network.parameters(), 0.1, 0.9)
-    for number in range(41):
+    for number in range(steps):
         value, _ = step(x, target)
         optimiser.step()
         if number % 10 == 0:

@@ -6,7 +6,8 @@ The names that a script needs most, as minires.NAME (loaded when first used: num
     Parameter          an array that is learned, and its gradient
     Sequential         layers one after another
     inference_mode     `with inference_mode():` forward keeps nothing for backward
-    build_model        a network by name: build_model("resnet20"), ... "resnet152", "plain20", ...
+    build_model        a network by name: "resnet8" .. "resnet110", "plain8" .. "plain110", "resnet18" .. "resnet152", or
+                       "resnet" of any design
     seed               start anew the random numbers of layers that are made without `rng`
     CrossEntropyLoss   softmax and cross-entropy; loss.forward(y, target) is a number, loss.backward() is dy
     MSELoss            the mean of the squared differences
@@ -27,11 +28,11 @@ Where the rest lives; help(minires.layers) and so on go on from here:
     minires.init         initial weights, and what `rng` may be
     minires.optim        the optimisers
     minires.schedules    learning rates: StepLR, MultiStepLR, CosineLR, OneCycleLR, WarmUp
-    minires.models       the networks: MODELS lists their names; summary counts parameters and multiply-adds
+    minires.models       the networks: MODELS lists their names, with the numbers of each
     minires.data         load_dataset, Dataset, Loader, augmentation, split_train_validation
     minires.training     Trainer, recipes, checkpoints, evaluate, load_model
     minires.evaluation   what `minires eval` and `minires predict` do with a checkpoint
-    minires.study        gradient checks, forward mode, Hessians, exercises, planted bugs, the residual X-ray
+    minires.study        gradient checks, forward mode, Hessians, exercises, planted bugs, the residual X-ray, summaries
     minires.interop      weights from PyTorch and for it: minires.interop.torch
     minires.plots        the pictures, one file per subject
     minires.backends     the operators: reference (NumPy), cpu (Numba), cuda (CuPy); to_device, to_numpy

@@ -179,7 +179,7 @@ def summary(
     from rich.table import Table
 
     from minires.models import build_model
-    from minires.models.summary import summarise
+    from minires.study.summary import summarise
 
     size = image_size if image_size is not None else 224 if stem == "imagenet" else 32
     layers = summarise(build_model(model, num_classes, shortcut, stem), size)

@@ -26,8 +26,6 @@ from minires.errors import UserError
 from minires.reprs import Shown, describe
 from minires.watching import Noticed, changed, heard
 from minires.watching import calls_go_to as calls_go_to  # for who watches layers
-from minires.watching import changes as changes
-from minires.watching import is_watched as is_watched
 from minires.watching import listening as listening
 
 _inference = ContextVar("minires_inference", default=None)  # inside inference_mode a dict: see inference_cache
@@ -83,7 +81,8 @@ class Parameter(Shown, Noticed):
     @frozen.setter
     def frozen(self, frozen):
         if frozen != self._frozen:
-            self._frozen, self.grad = bool(frozen), self.grad * 0  # another array: who planned with the old one notices
+            self._frozen, self.grad = bool(frozen), self.grad.copy()  # another array: who planned with the old one notices
+            self.zero_grad()
 
     def zero_grad(self):
         """Set the gradient to zero, in place."""
@@ -214,7 +213,7 @@ class Layer(Noticed):
 
     def named_children(self):
         """Yield (name, Layer) of the direct children, in construction order."""
-        return _found(Layer, vars(self))
+        return members(Layer, vars(self))
 
     def named_layers(self, prefix=""):
         """Yield (dotted name, Layer) of this layer (named "") and all below it, depth first, each once."""
@@ -229,13 +228,16 @@ class Layer(Noticed):
 
     def own_parameters(self):
         """Yield (name, Parameter) of what this layer itself keeps, not its children."""
-        return _found(Parameter, vars(self))
+        return members(Parameter, vars(self))
 
     def named_parameters(self):
-        """Yield (dotted name, Parameter) in construction order: PyTorch's state_dict names."""
+        """Yield (dotted name, Parameter) in construction order, each once: PyTorch's state_dict names."""
+        seen = set()
         for prefix, layer in self.named_layers():
             for name, value in layer.own_parameters():
-                yield (f"{prefix}.{name}" if prefix else name), value
+                if id(value) not in seen:
+                    seen.add(id(value))
+                    yield (f"{prefix}.{name}" if prefix else name), value
 
     def parameters(self):
         """The list of Parameters, in construction order."""
@@ -311,11 +313,18 @@ class Layer(Noticed):
         self._weights_changed()
         return self
 
-    def _require(self, x, shape):
-        """Refuse an x whose rank, fixed sizes or dtype do not fit. shape: letters for any size, numbers for fixed."""
+    def _require(self, x, shape=None):
+        """Refuse an x whose rank, fixed sizes or dtype do not fit.
+
+        shape: letters for any size, numbers for fixed, (..., C) for up to three axes in front; None for any.
+        """
         if not hasattr(x, "ndim") or not hasattr(x, "dtype") or type(x).__module__.split(".")[0] == "torch":
             raise UserError(f"{type(self).__name__} computes with NumPy and CuPy arrays, got a {type(x).__module__}."
                             f"{type(x).__name__}: use numpy.asarray on it")
+        if shape is None:
+            shape = x.shape
+        elif shape[0] is ...:
+            shape = (*"NHW"[:x.ndim - 1], *shape[1:])
         fits = x.ndim == len(shape) and all(isinstance(want, str) or want == got
                                             for want, got in zip(shape, x.shape, strict=True))
         if not fits:
@@ -334,7 +343,7 @@ class Layer(Noticed):
                             f"got x of dtype {x.dtype}: convert x, or the layer with astype")
 
 
-def _found(kind, attributes):
+def members(kind, attributes):
     """Yield (name, value) of the values of a kind among a layer's attributes, and in the containers among them."""
     for name, value in attributes.items():
         if isinstance(value, kind):

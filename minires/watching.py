@@ -17,6 +17,13 @@ def changed():
     _changes[0] += 1
 
 
+def contents(value):
+    """A value that was set on something; of a list, tuple or dict all that it holds, however deep, keys too."""
+    if not isinstance(value, list | tuple | dict):
+        return [value]
+    return [inside for part in (value.items() if isinstance(value, dict) else value) for inside in contents(part)]
+
+
 class Noticed:
     """Counts what is set on it: see `changes`."""
 

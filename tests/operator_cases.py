@@ -9,8 +9,8 @@ import numpy as np
 from cases import AVG_POOLS, CONVOLUTIONS, IMAGES, LINEARS, MAX_POOLS
 from conftest import relative_error
 
+from minires.arguments import pair
 from minires.backends import reference
-from minires.layers.arguments import pair
 
 EVERY_OPERATOR = {name: getattr(reference, name) for name in sorted(reference.OPERATORS)}
 # What draws random numbers, and what each back end makes for itself alone: test_operators and test_cpu_kernels have tests.

@@ -18,9 +18,9 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 
 from minires import layers, models
+from minires.arguments import pair
 from minires.backends.reference import output_size
 from minires.layer import Sequential
-from minires.layers.arguments import pair
 from minires.models.blocks import BLOCKS
 from minires.study import randomise_parameters
 
@@ -56,9 +56,9 @@ def _layer(description):
     if kind == "Residual":
         branch, shortcut = arguments
         return layers.Residual(*(path and _layer(("Sequential", path)) for path in (branch, shortcut)))
-    if kind == "CifarResNet":
-        *arguments, plain, in_channels = arguments
-        return models.CifarResNet(*arguments, plain=plain, in_channels=in_channels)
+    if kind == "build_model":
+        *arguments, in_channels = arguments
+        return models.build_model(*arguments, in_channels=in_channels)
     if kind in BLOCKS:
         return BLOCKS[kind].make(*arguments)
     return getattr(layers, kind)(*arguments)
@@ -71,8 +71,9 @@ def networks(draw):
     training, rows, columns = pick(True, False), pick(6, 8, 9, 12, 5, 7), pick(8, 6, 7, 4, 11)
     N, C = pick(2, 1, 3, 5), pick(*WIDTHS)
     if pick(False, False, True, False):
-        family = pick(8, 14), pick(10, 3), *pick(("A", False), ("B", False), ("A", True)), C
-        return Network((("CifarResNet", family),), (N + 1, rows, columns, C), training)
+        depth, classes, (kind, shortcut) = pick(8, 14), pick(10, 3), pick(("resnet", "A"), ("resnet", "B"), ("plain", None))
+        family = f"{kind}{depth}", classes, shortcut, None, C
+        return Network((("build_model", family),), (N + 1, rows, columns, C), training)
     made = []
     shape = _append_layers(pick, made, (N, rows, columns, C), pick(3, 2, 1, 4, 5, 6, 7), training)
     tail = pick("none", "pool", "flatten")

@@ -6,7 +6,7 @@ from torch import nn
 
 from minires import layers as ours
 from minires.layer import Sequential
-from minires.models import CifarResNet, ImageNetResNet, ResNet
+from minires.models import ResNet
 
 
 class LayerNorm(nn.LayerNorm):
@@ -93,11 +93,8 @@ class Chain(nn.Module):
 
 
 def _block(layer):
-    """A block, or the whole network, of torch_resnet's making, its children those of the layer."""
-    if isinstance(layer, CifarResNet):
-        module = torch_resnet.cifar_resnet(8)
-    else:
-        module = getattr(torch_resnet, type(layer).__name__)(layer.conv1.in_channels, layer.conv1.out_channels)
+    """A block of torch_resnet's making, its children those of the layer."""
+    module = getattr(torch_resnet, type(layer).__name__)(layer.conv1.in_channels, layer.conv1.out_channels)
     for name, child in layer.named_children():
         if hasattr(module, name):
             setattr(module, name, _module(child))
@@ -112,8 +109,7 @@ _MODULES = {
     ours.Scale: lambda layer: Scale(layer.channels),
     ours.Bias: lambda layer: Bias(layer.channels),
     ours.Residual: lambda layer: Residual(_module(layer.branch), _module(layer.shortcut)),
-    **dict.fromkeys((ResNet, ImageNetResNet), lambda layer: Chain((name, _module(child))
-                                                                 for name, child in layer.named_children())),
+    ResNet: lambda layer: Chain((name, _module(child)) for name, child in layer.named_children()),
     ours.ReLU: lambda layer: nn.ReLU(),
     ours.LeakyReLU: lambda layer: nn.LeakyReLU(layer.slope),
     ours.GELU: lambda layer: nn.GELU(),
@@ -126,7 +122,7 @@ _MODULES = {
     ours.Identity: lambda layer: nn.Identity(),
     ours.PaddedShortcut: lambda layer: PaddedShortcut(layer.out_channels, layer.stride),
     Sequential: lambda layer: nn.Sequential(*map(_module, layer)),
-    **dict.fromkeys((ours.BasicBlock, ours.Bottleneck, ours.PlainBlock, CifarResNet), _block),
+    **dict.fromkeys((ours.BasicBlock, ours.Bottleneck, ours.PlainBlock), _block),
 }
 
 

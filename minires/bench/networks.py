@@ -1,9 +1,9 @@
 """The networks that are timed: a name of minires.models, or NAME@SIZE with the ImageNet stem on images of that size."""
 from minires.errors import UserError
 from minires.models import MODELS, build_model
-from minires.models.resnet import IMAGENET_LAYOUTS
 
 MOST_PIXELS = 512  # a side
+WIDE = [name for name, design in MODELS.items() if "stem" not in design]  # the ImageNet family, with either stem
 
 
 def parts(model):
@@ -14,9 +14,8 @@ def parts(model):
                         "with a size, such as resnet50@224")
     if not at:
         return name, "cifar", 32
-    wide = [f"resnet{depth}" for depth in IMAGENET_LAYOUTS]
-    if name not in wide or not (size.isdecimal() and 32 <= int(size) <= MOST_PIXELS):
-        raise UserError(f"--models {model}: a size goes with {', '.join(wide)}, and is a number from 32 to {MOST_PIXELS}, "
+    if name not in WIDE or not (size.isdecimal() and 32 <= int(size) <= MOST_PIXELS):
+        raise UserError(f"--models {model}: a size goes with {', '.join(WIDE)}, and is a number from 32 to {MOST_PIXELS}, "
                         "as in resnet50@224")
     return name, "imagenet", int(size)
 
@@ -32,4 +31,4 @@ def default_batches(model, work):
     name, stem, _ = parts(model)
     if stem == "imagenet":
         return (8, 1)
-    return (64, 32, 1) if work == "training" and name in [f"resnet{depth}" for depth in IMAGENET_LAYOUTS] else (128, 32, 1)
+    return (64, 32, 1) if work == "training" and name in WIDE else (128, 32, 1)

@@ -4,8 +4,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from minires.bench.networks import parts
-from minires.models import depth_of
-from minires.models.resnet import CIFAR_DEPTHS, IMAGENET_LAYOUTS
+from minires.models import MODELS
 
 
 class _PaddedShortcut(nn.Module):
@@ -93,14 +92,9 @@ class _ResNet(nn.Module):
 def build_torch_model(name, state, num_classes=10):
     """The torch module of a network that is timed (networks.py), with `state`, {key: NumPy array in PyTorch's layout}."""
     name, stem, _ = parts(name)
-    depth = depth_of(name)
-    if depth in CIFAR_DEPTHS:
-        kind = _PlainBlock if name.startswith("plain") else _BasicBlock
-        model = _ResNet([(depth - 2) // 6] * 3, (16, 32, 64), "A", num_classes, kind)
-    else:
-        block, blocks = IMAGENET_LAYOUTS[depth]
-        kind = {"basic": _BasicBlock, "bottleneck": _Bottleneck}[block]
-        model = _ResNet(blocks, (64, 128, 256, 512), "B", num_classes, kind, stem == "imagenet")
+    design = MODELS[name]
+    kind = {"basic": _BasicBlock, "plain": _PlainBlock, "bottleneck": _Bottleneck}[design["block"]]
+    model = _ResNet(design["blocks"], design["channels"], design.get("shortcut", "B"), num_classes, kind, stem == "imagenet")
     found = model.load_state_dict({key: torch.from_numpy(array) for key, array in state.items()}, strict=False)
     missing = [key for key in found.missing_keys if not key.endswith("num_batches_tracked")]
     if missing or found.unexpected_keys:

@@ -1,6 +1,6 @@
 """Activations, element by element: ReLU and its smooth or leaky relatives."""
+from minires.arguments import number
 from minires.backends import ops_for
-from minires.errors import UserError
 from minires.layer import Layer
 
 
@@ -38,11 +38,10 @@ class LeakyReLU(Layer):
     """
 
     def __init__(self, slope=0.01):
-        if not 0 <= slope < float("inf"):
-            raise UserError(f"LeakyReLU's slope is that of what is negative, at least 0, got {slope!r}")
-        self.slope = slope
+        self.slope = number("slope", slope, 0)
 
     def forward(self, x):
+        self._require(x)
         y = ops_for(x).leaky_relu_forward(x, self.slope)
         self._save(y)
         return y
@@ -66,6 +65,7 @@ class GELU(Layer):
     """
 
     def forward(self, x):
+        self._require(x)
         self._save(x)
         return ops_for(x).gelu_forward(x)
 
@@ -87,6 +87,7 @@ class SiLU(Layer):
     """
 
     def forward(self, x):
+        self._require(x)
         self._save(x)
         return ops_for(x).silu_forward(x)
 

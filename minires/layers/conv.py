@@ -1,12 +1,33 @@
 """Two-dimensional convolution."""
+from minires.arguments import count, flag, pair, room
 from minires.backends import ops_for
 from minires.backends.reference import output_sizes
+from minires.errors import UserError
 from minires.init import default_rng, he_normal, uniform_fan_in
 from minires.layer import Layer, Parameter
-from minires.layers.arguments import count, flag, pair, require_output, room
 
 
-class Conv2d(Layer):
+class Windowed(Layer):
+    """What slides a window over a feature map, a convolution or a pool. Its geometry: each (rows, columns)."""
+
+    def __init__(self, kernel_size, stride, padding, dilation):
+        self.kernel_size, self.stride = pair("kernel_size", kernel_size, 1), pair("stride", stride, 1)
+        self.padding, self.dilation = pair("padding", padding, 0), pair("dilation", dilation, 1)
+
+    def output_size(self, H, W):
+        """(OH, OW) for an H x W feature map."""
+        return output_sizes((H, W), self.kernel_size, self.stride, self.padding, self.dilation)
+
+    def check(self, x, channels="C"):
+        """UserError unless x is (N, H, W, channels), and the window has a place on it."""
+        self._require(x, ("N", "H", "W", channels))
+        OH, OW = self.output_size(*x.shape[1:3])
+        if min(OH, OW) < 1:
+            raise UserError(f"{type(self).__name__} has no place to put its window on x of shape {tuple(x.shape)}: the "
+                            f"output would be {OH} x {OW} pixels; use a larger x or more padding")
+
+
+class Conv2d(Windowed):
     """Slide a KH x KW window over the feature map; each output pixel is a linear map of the pixels under it.
 
     x: (N, H, W, C); y: (N, OH, OW, O); weight: (KH, KW, C, O); bias: (O,)
@@ -41,9 +62,8 @@ class Conv2d(Layer):
     input_gradient = True
 
     def __init__(self, in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, bias=True, *, rng=None):
+        super().__init__(kernel_size, stride, padding, dilation)
         self.in_channels, self.out_channels = count("in_channels", in_channels), count("out_channels", out_channels)
-        self.kernel_size, self.stride = pair("kernel_size", kernel_size, 1), pair("stride", stride, 1)
-        self.padding, self.dilation = pair("padding", padding, 0), pair("dilation", dilation, 1)
         rng, bias = default_rng(rng), flag("bias", bias)
         KH, KW = self.kernel_size
         room(self, (KH, KW, in_channels, out_channels))
@@ -52,17 +72,8 @@ class Conv2d(Layer):
         if bias:
             self.bias = Parameter(uniform_fan_in((out_channels,), KH * KW * in_channels, rng), decays=False)
 
-    def output_size(self, H, W):
-        """(OH, OW) for an H x W feature map."""
-        return output_sizes((H, W), self.kernel_size, self.stride, self.padding, self.dilation)
-
-    def check(self, x):
-        """UserError unless x fits this layer."""
-        self._require(x, ("N", "H", "W", self.in_channels))
-        require_output(self, x, self.output_size(*x.shape[1:3]))
-
     def forward(self, x):
-        self.check(x)
+        self.check(x, self.in_channels)
         bias = None if self.bias is None else self.bias.data
         self._save(x)
         return ops_for(x).conv2d_forward(x, self.weight.data, bias, self.stride, self.padding, self.dilation)

@@ -1,8 +1,8 @@
 """Dropout."""
+from minires.arguments import number
 from minires.backends import ops_for
 from minires.init import default_rng
 from minires.layer import Layer
-from minires.layers.arguments import number
 
 
 class Dropout(Layer):

@@ -1,9 +1,9 @@
 """The linear layer, and the two layers that only pass on: Flatten and Identity."""
+from minires.arguments import count, flag, room
 from minires.backends import ops_for
 from minires.errors import UserError
 from minires.init import default_rng, uniform_fan_in
 from minires.layer import Layer, Parameter
-from minires.layers.arguments import count, flag, room
 
 
 class Linear(Layer):

@@ -3,10 +3,10 @@ import math
 
 import numpy as np
 
+from minires.arguments import choice, count, number
 from minires.backends import ops_for
 from minires.errors import UserError
 from minires.layer import Layer, Parameter, in_inference_mode
-from minires.layers.arguments import count, number
 
 
 class BatchNorm2d(Layer):
@@ -120,7 +120,7 @@ class LayerNorm(Layer):
         self.bias = Parameter(np.zeros(num_features, np.float32), decays=False)
 
     def forward(self, x):
-        self._require(x, (*"NHW"[:x.ndim - 1], self.num_features))
+        self._require(x, (..., self.num_features))
         y, mean, var = ops_for(x).layernorm_forward(x, self.weight.data, self.bias.data, self.eps)
         self._save(x, mean, var)
         return y
@@ -144,11 +144,7 @@ class GroupNorm(Layer):
     Nothing depends on the batch, so training and evaluation compute the same. groups = 1 is layer normalisation over a whole
     image, groups = C instance normalisation.
 
-    Backward. As in batch normalisation dx = J g, g = weight * dy, with the sums over a group; as in layer normalisation the
-    weight stays inside them, since it varies there:
-
-        dweight = sum(dy * x_hat)    dbias = sum(dy)    (over all but C)
-        dx = (g - mean(g) - x_hat * mean(g * x_hat)) / sqrt(var + eps)
+    Backward. As in layer normalisation, with the means over a group of one image.
 
     Source: Wu & He 2018, https://arxiv.org/abs/1803.08494
     UserError unless groups divides num_channels. Arguments are in PyTorch's order.
@@ -156,7 +152,7 @@ class GroupNorm(Layer):
 
     def __init__(self, num_groups, num_channels, eps=1e-5):
         self.num_groups, self.num_channels = count("num_groups", num_groups), count("num_channels", num_channels)
-        self.eps = eps
+        self.eps = number("eps", eps, above=0)
         if num_channels % num_groups:
             raise UserError(f"GroupNorm's num_groups must divide its {num_channels} channels, got {num_groups}")
         self.weight = Parameter(np.ones(num_channels, np.float32), decays=False)
@@ -182,10 +178,8 @@ CHANNELS_OF_A_GROUP = 16  # Wu & He 2018, table 3: as good as their 32 groups, a
 
 def make_norm(kind, channels):
     """The normalisation of some channels: "batch", "layer" or "group" (16 channels a group, or what divides)."""
-    if kind == "batch":
+    if choice("norm", kind, NORMS) == "batch":
         return BatchNorm2d(channels)
     if kind == "layer":
         return LayerNorm(channels)
-    if kind == "group":
-        return GroupNorm(math.gcd(channels, max(1, channels // CHANNELS_OF_A_GROUP)), channels)
-    raise UserError(f"unknown norm {kind!r}: choose one of {', '.join(NORMS)}")
+    return GroupNorm(math.gcd(channels, max(1, channels // CHANNELS_OF_A_GROUP)), channels)

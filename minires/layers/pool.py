@@ -1,25 +1,18 @@
 """Pooling: the maximum or the mean of a window, and the mean of the whole feature map."""
 from minires.backends import ops_for
-from minires.backends.reference import output_sizes
 from minires.errors import UserError
 from minires.layer import Layer
-from minires.layers.arguments import pair, require_output
+from minires.layers.conv import Windowed
 
 
-class _Pool2d(Layer):
-    """What the windowed pools share: the window's geometry, with PyTorch's defaults and output sizes."""
+class _Pool2d(Windowed):
+    """What the windowed pools share: PyTorch's defaults, and its bound on the padding."""
 
     def __init__(self, kernel_size, stride=None, padding=0, dilation=1):
-        self.kernel_size = pair("kernel_size", kernel_size, 1)
-        self.stride = self.kernel_size if stride is None else pair("stride", stride, 1)
-        self.padding, self.dilation = pair("padding", padding, 0), pair("dilation", dilation, 1)
+        super().__init__(kernel_size, kernel_size if stride is None else stride, padding, dilation)
         if any(2 * p > k for p, k in zip(self.padding, self.kernel_size, strict=True)):
             raise UserError(f"padding must be at most half of kernel_size, got padding {padding} and "
                             f"kernel_size {kernel_size}")
-
-    def output_size(self, H, W):
-        """(OH, OW) for an H x W feature map."""
-        return output_sizes((H, W), self.kernel_size, self.stride, self.padding, self.dilation)
 
 
 class MaxPool2d(_Pool2d):
@@ -33,8 +26,7 @@ class MaxPool2d(_Pool2d):
     """
 
     def forward(self, x):
-        self._require(x, ("N", "H", "W", "C"))
-        require_output(self, x, self.output_size(*x.shape[1:3]))
+        self.check(x)
         geometry = (self.kernel_size, self.stride, self.padding, self.dilation)
         y, argmax = ops_for(x).maxpool2d_forward(x, *geometry)
         self._save(argmax, x.shape)
@@ -58,8 +50,7 @@ class AvgPool2d(_Pool2d):
         super().__init__(kernel_size, stride, padding)
 
     def forward(self, x):
-        self._require(x, ("N", "H", "W", "C"))
-        require_output(self, x, self.output_size(*x.shape[1:3]))
+        self.check(x)
         self._save(x.shape)
         return ops_for(x).avgpool2d_forward(x, self.kernel_size, self.stride, self.padding)
 

@@ -1,10 +1,10 @@
 """Residual blocks, and the plain block they are compared with."""
+from minires.arguments import choice, count, pair
 from minires.backends import ops_for
 from minires.errors import UserError
 from minires.init import default_rng
 from minires.layer import Layer, Sequential
 from minires.layers.activation import ReLU
-from minires.layers.arguments import count, pair
 from minires.layers.conv import Conv2d
 from minires.layers.dropout import Dropout
 from minires.layers.linear import Identity
@@ -27,6 +27,9 @@ class Residual(Layer):
 
     def __init__(self, branch, shortcut=None):
         self.branch, self.shortcut = branch, Identity() if shortcut is None else shortcut
+        for name, path in (("branch", self.branch), ("shortcut", self.shortcut)):
+            if not isinstance(path, Layer):
+                raise UserError(f"Residual takes layers, got a {type(path).__name__} as {name}")
 
     def forward(self, x):
         branch, shortcut = self.branch.forward(x), self.shortcut.forward(x)
@@ -62,10 +65,12 @@ class PaddedShortcut(Layer):
         return ops_for(dy).pad_shortcut_backward(dy, x_shape, self.stride)
 
 
+SHORTCUTS = ("A", "B")
+
+
 def make_shortcut(in_channels, out_channels, stride, shortcut, rng, norm="batch"):
     """S(x): the identity where the shape stays, else option "A" (padded identity) or "B" (1x1 projection, its norm)."""
-    if not isinstance(shortcut, str) or shortcut not in ("A", "B"):
-        raise UserError(f"unknown shortcut {shortcut!r}: choose A (identity, zero-padded channels) or B (1x1 projection)")
+    choice("shortcut", shortcut, SHORTCUTS)
     if stride == 1 and in_channels == out_channels:
         return Identity()
     if shortcut == "A":
@@ -86,7 +91,7 @@ class _Branch(Layer):
     def _add_branch(self, convolutions, norm, dropout, rng):
         self.depth = len(convolutions)
         for index, conv in enumerate(convolutions, 1):
-            if dropout and index == self.depth:
+            if dropout != 0 and index == self.depth:
                 self.dropout = Dropout(dropout, rng=rng.spawn(1)[0])  # its draws are not those of weights
             setattr(self, f"conv{index}", conv)
             setattr(self, f"bn{index}", make_norm(norm, conv.out_channels))
@@ -128,7 +133,7 @@ class BasicBlock(_ResidualBlock):
 
         F(x) = bn2(conv2(relu(bn1(conv1(x)))))        y = relu(F(x) + S(x))
 
-    Backward. A sum passes its gradient to both terms unchanged, and x feeds both, so their gradients add:
+    Backward. The sum of `Residual`, behind a ReLU:
 
         g = relu'(F + S) * dy        dx = F.backward(g) + S.backward(g)
 

@@ -1,21 +1,16 @@
 """A learned factor and a learned summand: what a branch without normalisation needs."""
 import numpy as np
 
+from minires.arguments import count, number
 from minires.backends import ops_for
-from minires.errors import UserError
 from minires.layer import Layer, Parameter
-from minires.layers.arguments import count
 
 
 class _OfChannels(Layer):
     """A vector of one number a channel, or of a single one for all of them."""
 
     def _check(self, x, vector):
-        if vector.data.size > 1:
-            self._require(x, (*"NHW"[:x.ndim - 1], vector.data.size))
-        elif x.size == 0 or x.dtype != vector.data.dtype:
-            raise UserError(f"{type(self).__name__} computes in {vector.data.dtype}, on at least one number, got x of shape "
-                            f"{tuple(x.shape)} and dtype {x.dtype}")
+        self._require(x, (..., vector.data.size) if vector.data.size > 1 else None)
 
     def _sums(self, values, vector):
         """Over all but the channels, and over those too where they share one number."""
@@ -34,7 +29,7 @@ class Scale(_OfChannels):
     """
 
     def __init__(self, channels=1, value=1.0):
-        self.channels, self.value = count("channels", channels), value
+        self.channels, self.value = count("channels", channels), number("value", value)
         self.weight = Parameter(np.full(channels, value, np.float32), decays=False)
 
     def forward(self, x):

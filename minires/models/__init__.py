@@ -1,16 +1,29 @@
 """The CIFAR and ImageNet ResNet families and their plain twins, by name, and any other ResNet by its numbers."""
-from minires.arguments import shown, text
+import inspect
+
+from minires.arguments import shown
 from minires.errors import UserError
-from minires.init import default_rng
-from minires.models.resnet import CIFAR_DEPTHS, IMAGENET_LAYOUTS, CifarResNet, ImageNetResNet, ResNet
-
-MODELS = (*(f"resnet{depth}" for depth in CIFAR_DEPTHS), *(f"plain{depth}" for depth in CIFAR_DEPTHS),
-          *(f"resnet{depth}" for depth in IMAGENET_LAYOUTS))
+from minires.models.resnet import ResNet
 
 
-def depth_of(name):
-    """The number in a model's name: 20 of "resnet20" and of "plain20"."""
-    return int(name.removeprefix("resnet").removeprefix("plain"))
+def _cifar(n, block):
+    """He et al. 2015, section 4.2: three stages of n blocks of two convolutions, with stem and linear layer 6n + 2."""
+    return {"blocks": (n, n, n), "channels": (16, 32, 64), "block": block, "shortcut": "A", "stem": "cifar"}
+
+
+def _imagenet(block, *blocks):
+    """Table 1."""
+    return {"blocks": blocks, "channels": (64, 128, 256, 512), "block": block}
+
+
+_DEPTHS = {6 * n + 2: n for n in (1, 2, 3, 5, 7, 9, 18)}
+MODELS = {  # the arguments of ResNet by name
+    **{f"resnet{depth}": _cifar(n, "basic") for depth, n in _DEPTHS.items()},
+    **{f"plain{depth}": _cifar(n, "plain") for depth, n in _DEPTHS.items()},
+    "resnet18": _imagenet("basic", 2, 2, 2, 2), "resnet34": _imagenet("basic", 3, 4, 6, 3),
+    "resnet50": _imagenet("bottleneck", 3, 4, 6, 3), "resnet101": _imagenet("bottleneck", 3, 4, 23, 3),
+    "resnet152": _imagenet("bottleneck", 3, 8, 36, 3),
+}
 
 
 def build_model(name, num_classes=10, shortcut=None, stem=None, *, in_channels=3, rng=None, **design):
@@ -23,29 +36,27 @@ def build_model(name, num_classes=10, shortcut=None, stem=None, *, in_channels=3
 
     shortcut: "A" or "B" (default: A for the CIFAR family, B for all others).
     stem, not of the CIFAR family: "cifar" (3x3, no pooling; the default) or "imagenet" (7x7 stride 2 and max pooling).
+    With 1,000 classes and the imagenet stem, parameters and keys (but for downsample, here shortcut) are torchvision's.
     UserError for an unknown name, shortcut or stem, and for an argument that the family does not have.
     """
     if not isinstance(name, str) or name not in (*MODELS, "resnet"):
         raise UserError(f"unknown model {shown(name)}: choose one of {', '.join(MODELS)}, or resnet with blocks and "
                         "channels")
-    shortcut, stem = text("shortcut", shortcut, optional=True), text("stem", stem, optional=True)
-    rng = default_rng(0 if rng is None else rng)
-    if name == "resnet":
-        if not {"blocks", "channels"} <= design.keys():
-            raise UserError("resnet needs blocks and channels of each stage: build_model('resnet', blocks=(2, 2, 2), "
-                            "channels=(16, 32, 64))")
-        return ResNet(num_classes=num_classes, shortcut=shortcut or "B", stem=stem or "cifar", in_channels=in_channels,
-                      rng=rng, **design)
-    if design:
+    known = inspect.signature(ResNet).parameters
+    if name != "resnet" and design:
         raise UserError(f"{name} has its own {', '.join(design)}: leave that out, or choose resnet with blocks and channels")
-    plain, depth = name.startswith("plain"), depth_of(name)
-    if depth in CIFAR_DEPTHS:
-        if stem not in (None, "cifar"):
-            raise UserError(f"{name} has one stem, cifar, got stem {stem!r}: resnet18 to resnet152 have the imagenet stem")
-        if plain and shortcut is not None:
-            raise UserError(f"{name} has no shortcuts, got shortcut {shortcut!r}: leave it out")
-        return CifarResNet(depth, num_classes, shortcut or "A", plain=plain, in_channels=in_channels, rng=rng)
-    return ImageNetResNet(depth, num_classes, shortcut or "B", stem or "cifar", in_channels=in_channels, rng=rng)
+    if not design.keys() <= known.keys():
+        raise UserError(f"resnet has no {', '.join(design.keys() - known.keys())}: its arguments are {', '.join(known)}")
+    design = MODELS.get(name, design)
+    if not {"blocks", "channels"} <= design.keys():
+        raise UserError("resnet needs blocks and channels of each stage: build_model('resnet', blocks=(2, 2, 2), "
+                        "channels=(16, 32, 64))")
+    if stem is not None and stem != design.get("stem", stem):
+        raise UserError(f"{name} has one stem, cifar, got stem {shown(stem)}: resnet18 to resnet152 have the imagenet stem")
+    if shortcut is not None and design.get("block") == "plain":
+        raise UserError(f"{name} has no shortcuts, got shortcut {shown(shortcut)}: leave it out")
+    given = {key: value for key, value in (("shortcut", shortcut), ("stem", stem)) if value is not None}
+    return ResNet(num_classes=num_classes, in_channels=in_channels, rng=rng, **design | given)
 
 
-__all__ = ["MODELS", "CifarResNet", "ImageNetResNet", "ResNet", "build_model"]
+__all__ = ["MODELS", "ResNet", "build_model"]

@@ -7,6 +7,7 @@ name (its attribute `expansion` is 1 if it has none).
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from minires.arguments import shown
 from minires.errors import UserError
 from minires.init import default_rng
 from minires.layer import Sequential
@@ -52,8 +53,8 @@ def unnormalised(in_channels, channels, stride=1, shortcut="B", *, dropout=0.0, 
         y = relu(S(x) + conv2(relu(conv1(x))))
     """
     rng = default_rng(rng)
-    branch = Sequential(Conv2d(in_channels, channels, 3, stride, 1, rng=rng), ReLU(), *_dropout(dropout, rng),
-                        Conv2d(channels, channels, 3, 1, 1, rng=rng), *scale)
+    branch = Sequential(Conv2d(in_channels, channels, 3, stride, 1, rng=rng), ReLU(),
+                        *_dropout(dropout, rng), Conv2d(channels, channels, 3, 1, 1, rng=rng), *scale)
     return Sequential(Residual(branch, make_shortcut(in_channels, channels, stride, shortcut, rng, None)), ReLU())
 
 
@@ -67,18 +68,18 @@ def skipinit(in_channels, channels, stride=1, shortcut="B", *, dropout=0.0, rng=
     return unnormalised(in_channels, channels, stride, shortcut, dropout=dropout, rng=rng, scale=(Scale(1, 0.0),))
 
 
-def fixup(in_channels, channels, stride=1, shortcut="B", *, count=1, dropout=0.0, rng=None):
+def fixup(in_channels, channels, stride=1, shortcut="B", *, blocks=1, dropout=0.0, rng=None):
     """No normalisation, but a bias before each convolution and ReLU, a factor, and initial weights that fit the depth.
 
         y = relu(S(x) + factor * conv2(relu(conv1(x + b1) + b2) + b3) + b4)
 
-    conv1 is He normal, divided by the root of `count`, the number of blocks of the network; conv2 is 0 at the start.
+    conv1 is He normal, divided by the root of the number of `blocks` in the network; conv2 is 0 at the start.
     Source: Zhang et al. 2019, section 3, https://arxiv.org/abs/1901.09321
     """
     rng = default_rng(rng)
     first = Conv2d(in_channels, channels, 3, stride, 1, bias=False, rng=rng)
     second = Conv2d(channels, channels, 3, 1, 1, bias=False, rng=rng)
-    first.weight.data /= count ** 0.5
+    first.weight.data /= blocks ** 0.5
     second.weight.data.fill(0)
     branch = Sequential(Bias(), first, Bias(), ReLU(), *_dropout(dropout, rng), Bias(), second, Scale(), Bias())
     return Sequential(Residual(branch, make_shortcut(in_channels, channels, stride, shortcut, rng, None)), ReLU())
@@ -86,7 +87,7 @@ def fixup(in_channels, channels, stride=1, shortcut="B", *, count=1, dropout=0.0
 
 def _dropout(p, rng):
     """[Dropout(p)], or nothing; its draws are not those of the weights that follow."""
-    return [Dropout(p, rng=rng.spawn(1)[0])] if p else []
+    return [Dropout(p, rng=rng.spawn(1)[0])] if p != 0 else []
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,7 @@ def block_kind(block):
     """The Kind of a name of BLOCKS or of a block of one's own. UserError for an unknown name."""
     if callable(block):
         return Kind(block, getattr(block, "expansion", 1))
-    if block not in BLOCKS:
-        raise UserError(f"unknown block {block!r}: choose one of {', '.join(BLOCKS)}, or pass a function that makes one")
+    if not isinstance(block, str) or block not in BLOCKS:
+        raise UserError(f"unknown block {shown(block)}: choose one of {', '.join(BLOCKS)}, or pass a function that "
+                        "makes one")
     return BLOCKS[block]

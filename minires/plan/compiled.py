@@ -12,13 +12,14 @@ from operator import is_
 import numpy as np
 
 from minires.backends import device_of, ops_for
-from minires.layer import Parameter, changes, evaluating, inference_cache, inference_mode, is_watched, zero_gradients
+from minires.layer import evaluating, inference_cache, inference_mode, members, zero_gradients
 from minires.plan.memory import Memory, recompute
 from minires.plan.program import Program
 from minires.plan.report import Plan
 from minires.plan.rewrites import EVALUATION, TRAINING, normalise_where_read
 from minires.plan.run import Runner
 from minires.plan.trace import trace
+from minires.watching import changes, contents, is_watched
 
 MOST_SHAPES = 4  # of arguments that are planned; the model runs as it is for others
 
@@ -87,11 +88,12 @@ class _Planned:
     def __init__(self, plan, model, loss):
         self.plan, self.run, self.weights, self._seen = plan, Runner(plan.program, plan.memory), None, changes()
         self._model, self._loss = _made_of(model, plan.program.opaque), _set_on(loss, plan.program.opaque)
+        self._noticed = not any(any(members(list | dict, vars(layer))) for _, layer in model.named_layers())
 
     @property
     def current(self):
-        """Whether nothing at all has changed since the model was looked at."""
-        return self._seen == changes()
+        """Whether nothing has changed since the model was looked at; never sure of lists and dicts, which count nothing."""
+        return self._noticed and self._seen == changes()
 
     def fits(self, model, loss):
         """Whether the model and the loss are still made of the same."""
@@ -171,22 +173,18 @@ def _same(found, known):
     return len(found) == len(known) and all(map(is_, found, known))
 
 
-def _set_on(loss, opaque):
-    """What is set on a loss, but for what its forward keeps."""
-    return [] if loss is None or loss in opaque else [value for name, value in vars(loss).items() if name != "_kept"]
+def _set_on(thing, opaque, apart=("_kept",)):
+    """What is set on a layer or a loss, and in its lists and dicts; nothing of what is opaque, and called as it is."""
+    if thing is None or thing in opaque:
+        return []
+    return contents({name: value for name, value in vars(thing).items() if name not in apart})
 
 
 def _made_of(model, opaque):
-    """What a plan relies on: all that is set on a model's layers, and the arrays of parameters.
-
-    Not what forward keeps, nor the attributes of what is opaque, and called as it is.
-    """
+    """What a plan relies on: all that is set on a model's layers but what forward keeps, and the arrays of parameters."""
     values = []
     for _, layer in model.named_layers():
-        values += layer.training, *layer.listeners
-        for name, value in vars(layer).items():
-            if type(value) is Parameter:
-                values += value, value.data, value.grad
-            elif name not in ("_kept", "training", "listeners") and layer not in opaque:
-                values.append(value)
+        values += layer, layer.training, *layer.listeners, *_set_on(layer, opaque, ("_kept", "training", "listeners"))
+        for _, parameter in layer.own_parameters():
+            values += parameter, parameter.data, parameter.grad
     return values

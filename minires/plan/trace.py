@@ -29,6 +29,9 @@ def trace(model, loss, inputs, device, input_gradient=False):
         except _BackwardOpaque as found:
             known[found.layer] = str(found)
             continue
+        if input_gradient and outputs[2] is None:
+            raise UserError("the model's backward returns None where dL/dx is asked for: leave input_gradient of its first "
+                            "layer True")
         program = Program(tracer.steps, arrays, outputs if loss is None or input_gradient else outputs[:2])
         layers = [layer for layer in watch.opaque if layer is not loss]
         program.opaque = {*watch.opaque, *(below for layer in layers for _, below in layer.named_layers())}

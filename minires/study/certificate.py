@@ -5,8 +5,7 @@ import numpy as np
 
 from minires.backends import use_backend
 from minires.errors import UserError
-from minires.models import MODELS, build_model, depth_of
-from minires.models.resnet import CIFAR_DEPTHS
+from minires.models import MODELS, build_model
 from minires.study.forward_mode import adjoint_errors, step_curve
 from minires.study.forward_mode.adjoint import TOLERANCE as ADJOINT_TOLERANCE
 from minires.study.gradcheck import distinct_nonzero, measure_gradients, randomise_parameters
@@ -134,7 +133,7 @@ def _subjects(target):
                         f"or a model: {', '.join(MODELS)}")
     model = target or "resnet20"
     options, sampled = {"complete": NETWORK_COMPLETE, "sample": NETWORK_SAMPLE}, {"complete": 0, "sample": PLANNED_SAMPLE}
-    cifar = depth_of(model) in CIFAR_DEPTHS
+    cifar = len(MODELS[model]["blocks"]) == 3
     strict = ADJOINT_TOLERANCE if cifar and model.startswith("resnet") else DEEP_ADJOINT_TOLERANCE
     row = (NETWORK_INPUT if cifar else LARGE_INPUT, NETWORK_TOLERANCE, strict)
     network = {

@@ -144,8 +144,14 @@ def _fill(array, values):
     array[...] = to_device(values.astype(array.dtype), device_of(array))
 
 
+def learned(layer):
+    """[(dotted name, Parameter)] of those that backward gives a gradient: all that are not frozen."""
+    return [(name, parameter) for name, parameter in layer.named_parameters() if not parameter.frozen]
+
+
 def check_gradients(layer, x, rng=None, tolerance=1e-6, *, complete=400, sample=50):
-    """Prove dx and every parameter's gradient, in value, shape and dtype; returns the GradientReport.
+    """Prove dx and every parameter's gradient (but of those that are frozen), in value, shape and dtype; returns the
+    GradientReport.
 
     x: float64, away from kinks and ties (`distinct_nonzero`); the layer in float64 too. Tensors of up to `complete`
     entries are checked whole, larger ones in `sample` entries drawn by rng and along one random direction. rng: a Generator
@@ -188,7 +194,7 @@ class _Probe:
     def __init__(self, layer, x, rng, tolerance):
         self.layer, self.x, self.rng, self.tolerance = layer, x.copy(), rng, tolerance
         self.state = LayerState(layer)
-        self.arrays = {"dx": self.x, **{name: parameter.data for name, parameter in layer.named_parameters()}}
+        self.arrays = {"dx": self.x, **{name: parameter.data for name, parameter in learned(layer)}}
         self.broken = {}
         y = self.forward()
         self.dy = rng.standard_normal(y.shape)
@@ -212,7 +218,7 @@ class _Probe:
             dx = self.layer.backward(dy)
             changed += ["dy"] * (not np.array_equal(to_numpy(dy), self.dy))
             changed += ["x"] * (not np.array_equal(to_numpy(self.x), x))
-            grads = {name: to_numpy(parameter.grad).copy() for name, parameter in self.layer.named_parameters()}
+            grads = {name: to_numpy(parameter.grad).copy() for name, parameter in learned(self.layer)}
             runs.append({"dx": to_numpy(dx).copy(), **grads})
         first, second = runs
         for name, claim in first.items():

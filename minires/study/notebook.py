@@ -6,6 +6,8 @@ import numpy as np
 
 from minires.study.turns import TURNS
 
+RTOL, ATOL = 1e-9, 1e-12  # of an answer: what rounding in float64 leaves, whatever the order of sums
+
 
 def source(*functions):
     """The project's own lines, read from its files, to be shown by a notebook."""
@@ -40,13 +42,16 @@ def turn(name, answer):
 def verdict(asked, answer):
     """One sentence: not written yet, right, or what is wrong."""
     arguments = asked.arguments(np.random.default_rng(0))
+    right = asked.right(*arguments)
     try:
         found = answer(*(argument.copy() for argument in arguments))
+        if found is None or found is Ellipsis:
+            return "your turn: nothing is returned yet"
+        found = np.asarray(found)
     except Exception as error:  # the reader's, whatever it is
         return f"not yet: {type(error).__name__}: {error}"
-    if found is None or found is Ellipsis:
-        return "your turn: nothing is returned yet"
-    found, right = np.asarray(found), asked.right(*arguments)
+    if found.dtype.kind not in "biuf":
+        return f"not yet: the entries are of {found.dtype}, and must be numbers"
     if found.shape != right.shape:
         return f"not yet: the shape is {found.shape}, and must be {right.shape}"
     if _same(found, right):
@@ -54,11 +59,11 @@ def verdict(asked, answer):
     for sentence, wrong in asked.mistakes.items():
         if _same(found, wrong(*arguments)):
             return f"not yet: {sentence}"
-    off = ~np.isclose(found, right)
+    off = ~np.isclose(found, right, RTOL, ATOL)
     first = tuple(int(place) for place in np.argwhere(off)[0])
-    return (f"not yet: {off.sum()} of {off.size} entries are wrong; at {list(first)} stands {found[first]:.4g}, and should "
-            f"{right[first]:.4g}")
+    return (f"not yet: {off.sum()} of {off.size} entries are wrong; at {list(first)} stands {found[first]:.12g}, and should "
+            f"{right[first]:.12g}")
 
 
 def _same(found, right):
-    return found.shape == right.shape and np.allclose(found, right, rtol=1e-9, atol=1e-12)
+    return found.shape == right.shape and np.allclose(found, right, RTOL, ATOL)

@@ -14,7 +14,7 @@ import numpy as np
 from minires.data import Standardise, channel_statistics, make_shapes
 from minires.errors import UserError
 from minires.losses import CrossEntropyLoss
-from minires.models import CifarResNet
+from minires.models import build_model
 from minires.plan import compile
 from minires.study.hessian import LossHessian, lanczos
 
@@ -30,7 +30,8 @@ def small_network(depth, plain, seed):
         raise UserError(f"depth {depth} is no ResNet of this family: choose 8, 14, 20 or another 6n + 2")
     if seed < 0:
         raise UserError(f"seed {seed} is negative: expected 0 or more")
-    return CifarResNet(depth, plain=plain, rng=np.random.default_rng(seed))
+    return build_model("resnet", blocks=((depth - 2) // 6,) * 3, channels=(16, 32, 64), block="plain" if plain else "basic",
+                       shortcut=None if plain else "A", rng=seed)
 
 
 def small_batch(images, seed):

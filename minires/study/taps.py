@@ -17,7 +17,8 @@ def left_as_found(model):
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     with layer.left_as_found(model):
         for parameter, gradient in gradients:
-            parameter.grad = gradient * 0
+            parameter.grad = gradient.copy()
+            parameter.zero_grad()
         try:
             yield
         finally:

@@ -5,9 +5,9 @@ import pytest
 from cases import CONVOLUTIONS
 from conftest import ON_DEVICE, relative_error
 
+from minires.arguments import pair
 from minires.backends import reference
 from minires.backends.cuda import compiler, conv, fused
-from minires.layers.arguments import pair
 
 pytestmark = pytest.mark.gpu
 TOLERANCE = {np.float64: 1e-12, np.float32: 1e-5}

@@ -21,9 +21,9 @@ from operator_cases import (
     same,
 )
 
+from minires.arguments import pair
 from minires.backends import reference
 from minires.backends.trace import RULES
-from minires.layers.arguments import pair
 
 OTHERS = [name for name in BACKENDS if name != "reference"]
 
@@ -196,6 +196,15 @@ def test_nan_is_not_swallowed(backend, dtype):
     assert np.isnan(ops.linear_forward(x[:, 1, 1], np.ones((3, 2), dtype), None)[0]).all()
     assert np.isnan(ops.softmax_cross_entropy_forward(x[:, 1, 1], np.zeros(2, np.int64), 0.0)[0])
     assert np.isnan(ops.relu_backward(x, np.ones_like(x))[0, 1, 1, 1])
+
+
+def test_nan_stays_in_its_group(backend, rng):
+    ops = operators(backend)
+    x, dy, weight = rng.standard_normal((1, 3, 3, 4)), rng.standard_normal((1, 3, 3, 4)), np.ones(4)
+    _, *statistics = ops.groupnorm_forward(x, weight, weight, 2, 1e-5)
+    dy[0, 0, 0, 0] = np.nan
+    nan = np.isnan(ops.groupnorm_backward(dy, x, *statistics, weight, 1e-5)[0])
+    assert nan[..., :2].all() and not nan[..., 2:].any()
 
 
 @pytest.mark.parametrize("offset", [1e3, 1e4])

@@ -16,7 +16,7 @@ from minires.backends.cuda import launches as cuda_launches
 from minires.bench.engines import MiniresEngine
 from minires.errors import UserError
 from minires.models import build_model
-from minires.models.summary import summarise
+from minires.study.summary import summarise
 
 
 @pytest.fixture(scope="module")

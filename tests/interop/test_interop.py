@@ -147,7 +147,7 @@ def test_every_misfit_is_listed_once(model, fresh):
     with pytest.raises(UserError) as caught:
         load_torch_weights(fresh, state)
     message = str(caught.value)
-    for part in ["do not fit this CifarResNet", "missing conv1.weight", "missing layer3.2.bn2.running_var",
+    for part in ["do not fit this ResNet", "missing conv1.weight", "missing layer3.2.bn2.running_var",
                  "unexpected conv9.weight", "linear.weight is there twice, as fc.weight",
                  "fc.bias has shape (11,), expected (10,)",
                  "layer1.0.conv1.weight has shape (3, 3, 16, 16), expected (16, 16, 3, 3)"]:
@@ -200,7 +200,7 @@ def test_a_pickle_is_not_executed(fresh, tmp_path, capsys):
 def test_not_a_state_dict(fresh, tmp_path):
     with pytest.raises(UserError, match="no weights were found under the keys epoch: expected a state_dict"):
         load_torch_weights(fresh, {"epoch": 3})
-    with pytest.raises(UserError, match="a path or a dict of arrays, got CifarResNet"):
+    with pytest.raises(UserError, match="a path or a dict of arrays, got ResNet"):
         load_torch_weights(fresh, fresh)
     with pytest.raises(UserError, match=r"missing conv1\.weight"):
         load_torch_weights(fresh, {})

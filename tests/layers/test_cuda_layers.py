@@ -11,7 +11,7 @@ from minires.backends.cuda import pool
 from minires.errors import UserError
 from minires.layers import BatchNorm2d, Conv2d, Dropout, GlobalAvgPool2d, Linear, ReLU
 from minires.losses import CrossEntropyLoss, MSELoss
-from minires.models import CifarResNet, build_model
+from minires.models import build_model
 from minires.optim import SGD, AdamW
 from minires.plan import compile
 from minires.study import check_gradients, distinct_nonzero, randomise_parameters
@@ -127,7 +127,7 @@ def test_optimisers_move_all_parameters_at_once(kind, dtype, rng):
 def three_steps(device, dtype, planned, depth=20):
     """State of a ResNet and its optimiser after three steps on random images, and the losses; as float64."""
     rng = np.random.default_rng(3)
-    network = CifarResNet(depth, rng=rng).astype(dtype).to(device)
+    network = build_model(f"resnet{depth}", rng=rng).astype(dtype).to(device)
     update, loss, losses = SGD(network.parameters(), 0.01, 0.9, 5e-4, True), CrossEntropyLoss(0.1), []
     step = compile(network, loss)
     for _ in range(3):

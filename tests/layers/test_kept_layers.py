@@ -6,7 +6,7 @@ from minires import SGD, CrossEntropyLoss, compile
 from minires.backends import use_backend
 from minires.errors import UserError
 from minires.layer import Layer, Parameter, Sequential
-from minires.layers import Conv2d, Dropout, Linear, ReLU
+from minires.layers import Conv2d, Dropout, Identity, Linear, ReLU
 from minires.study import check_gradients
 
 
@@ -60,9 +60,66 @@ def test_parameters_in_a_list_are_found_and_a_list_in_itself_is_refused():
 
     layer = Scales()
     assert list(layer.state_dict()) == ["scales.0", "scales.1"]
+    layer.again = layer.scales[0]  # one that is kept twice is moved once
+    assert [name for name, _ in layer.named_parameters()] == ["scales.0", "scales.1"]
     layer.scales.append(layer.scales)
     with pytest.raises(UserError, match=r"scales\.2 is kept in itself"):
         layer.parameters()
+
+
+class Scaled(Net):
+    """`Net`, and numbers in containers that multiply what comes out."""
+
+    def __init__(self):
+        super().__init__()
+        self.scales, self.options = [Parameter(np.ones(1, np.float32))], {"factors": [1.0]}
+
+    def forward(self, x):
+        y = super().forward(x)
+        self._save(y)
+        return y * (self.scales[0].data * np.float32(self.options["factors"][0]))
+
+    def backward(self, dy):
+        (y,) = self._saved()
+        dy = dy * np.float32(self.options["factors"][0])
+        self.scales[0].accumulate((dy * y).sum().reshape(1))
+        return super().backward(dy * self.scales[0].data)
+
+
+def another_array(net):
+    net.scales[0].data = np.full(1, 5, np.float32)
+
+
+def another_parameter(net):
+    net.scales[0] = Parameter(np.full(1, 5, np.float32))
+
+
+def another_layer(net):
+    net.order[1] = net.parts[1] = Identity()
+
+
+def another_order(net):
+    net.order[1:3] = net.order[2:0:-1]
+
+
+def another_number(net):
+    net.options["factors"][0] = 3.0
+
+
+@pytest.mark.parametrize("change", [another_array, another_parameter, another_layer, another_order, another_number])
+def test_a_plan_notices_what_changes_in_containers(change):
+    net, plain, loss = Scaled(), Scaled(), CrossEntropyLoss()
+    step, predict = compile(net, CrossEntropyLoss()), compile(net)
+    x, target = np.random.default_rng(0).standard_normal((4, 3)).astype(np.float32), np.array([0, 1, 0, 1])
+    step(x, target), predict(x)
+    change(net), change(plain)
+    y = plain.forward(x)
+    value = loss.forward(y, target)
+    plain.backward(loss.backward())
+    np.testing.assert_allclose(predict(x), y, rtol=1e-5)
+    assert step(x, target)[0] == pytest.approx(value, rel=1e-5)
+    for mine, other in zip(net.parameters(), plain.parameters(), strict=True):
+        np.testing.assert_allclose(mine.grad, other.grad, rtol=1e-5, atol=1e-6)
 
 
 def test_a_layer_that_is_used_twice_is_updated_once():

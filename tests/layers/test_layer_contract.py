@@ -5,20 +5,27 @@ import pytest
 from minires.errors import UserError
 from minires.layer import Kept, Layer, Parameter, Sequential, inference_mode
 from minires.layers import (
+    GELU,
     AvgPool2d,
     BasicBlock,
     BatchNorm2d,
+    Bias,
     Bottleneck,
     Conv2d,
     Dropout,
     Flatten,
     GlobalAvgPool2d,
+    GroupNorm,
     Identity,
     LayerNorm,
+    LeakyReLU,
     Linear,
     MaxPool2d,
     PaddedShortcut,
     ReLU,
+    Residual,
+    Scale,
+    SiLU,
 )
 from minires.models import build_model
 from minires.study import randomise_parameters
@@ -193,6 +200,9 @@ def test_parameter():
     parameter.grad += 2
     parameter.zero_grad()
     assert not parameter.grad.any() and repr(parameter) == "Parameter(<float32 (2, 3)>)"
+    parameter.grad += [np.nan, np.inf, 1]
+    parameter.frozen = True
+    assert not parameter.grad.any()
 
 
 def x(*shape, dtype=np.float32):
@@ -221,6 +231,14 @@ def x(*shape, dtype=np.float32):
     (Flatten(), x(0, 2, 2, 1), "at least one image"),
     (PaddedShortcut(2, 1), x(1, 2, 2, 3), "only adds channels"),
     (BasicBlock(3, 4), x(1, 4, 4, 2), "expects x of shape"),
+    (Bias(), [1.0], "Bias computes with NumPy and CuPy arrays, got a builtins.list"),
+    (Bias(), x(0, 3), "empty x"),
+    (Scale(), x(2, 3, dtype=np.float64), "Scale computes in float32, got x of dtype float64"),
+    (Scale(3), x(2, 4), r"expects x of shape \(N, 3\), got \(2, 4\)"),
+    (LayerNorm(1), [1.0], "LayerNorm computes with NumPy and CuPy arrays"),
+    (LeakyReLU(), x(2, dtype=np.int64), "float32 or float64, got x of dtype int64"),
+    (GELU(), x(2, dtype=np.int64), "float32 or float64, got x of dtype int64"),
+    (SiLU(), [1.0], "SiLU computes with NumPy and CuPy arrays"),
     (build_model("resnet20"), x(2, 3, 32, 32), r"\(N, H, W, 3\), got \(2, 3, 32, 32\)"),
 ])
 def test_a_wrong_x_is_one_sentence(layer, wrong, reason, backend):
@@ -243,6 +261,15 @@ def test_a_wrong_x_is_one_sentence(layer, wrong, reason, backend):
     (lambda: BatchNorm2d(0), "num_features"),
     (lambda: Linear(3, -1), "out_features"),
     (lambda: Dropout(1.0), "must be a number at least 0 and below 1, got 1.0"),
+    (lambda: BasicBlock(3, 4, dropout=""), "must be a number at least 0 and below 1, got ''"),
+    (lambda: GroupNorm(1, 4, eps="x"), "eps must be a number above 0, got 'x'"),
+    (lambda: GroupNorm(1, 4, eps=-1), "eps must be a number above 0, got -1"),
+    (lambda: LeakyReLU("a"), "slope must be a number at least 0, got 'a'"),
+    (lambda: LeakyReLU(True), "slope must be a number at least 0, got True"),
+    (lambda: Scale(1, "x"), "value must be a number, got 'x'"),
+    (lambda: Scale(1, None), "value must be a number, got None"),
+    (lambda: Residual(None), "Residual takes layers, got a NoneType as branch"),
+    (lambda: Residual(Identity(), 3), "Residual takes layers, got a int as shortcut"),
     (lambda: BasicBlock(3, 4, shortcut="C"), "unknown shortcut 'C': choose A"),
     (lambda: BasicBlock(8, 4, shortcut="A"), "shortcut A only adds channels"),
     (lambda: Bottleneck(3, 4, shortcut="x"), "unknown shortcut"),

@@ -10,8 +10,8 @@ from minires.backends import use_backend
 from minires.layer import Layer, Sequential, calls_go_to, inference_mode, listening
 from minires.layers import BasicBlock, BatchNorm2d, Conv2d, Linear, ReLU
 from minires.models import build_model
-from minires.models.summary import summarise
 from minires.study.bugs import BUGS, inject
+from minires.study.summary import summarise
 from minires.study.taps import tapped
 from minires.study.xray import lesion
 from minires.study.xray.gradients import body, watched

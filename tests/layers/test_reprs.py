@@ -65,7 +65,7 @@ def test_data_and_a_trainer_print_no_pixels():
     assert repr(loader) == f"Loader({data!r}, 2, shuffle=True)"
     model = build_model("resnet20", 6)
     trainer = repr(Trainer(model, SGD(model.parameters(), 0.1), loader, loader))
-    assert trainer.startswith("Trainer(CifarResNet(...), SGD([Parameter(") and "0x" not in trainer and "\n" not in trainer
+    assert trainer.startswith("Trainer(ResNet(...), SGD([Parameter(") and "0x" not in trainer and "\n" not in trainer
 
 
 def test_a_layer_of_ones_own_and_a_parameter():

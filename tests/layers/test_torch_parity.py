@@ -9,7 +9,7 @@ from minires.backends import ops_for
 from minires.interop.torch import load_torch_weights, to_torch_state_dict
 from minires.layer import Sequential
 from minires.losses import CrossEntropyLoss, MSELoss
-from minires.models import CifarResNet, build_model
+from minires.models import build_model
 
 torch = pytest.importorskip("torch", reason="needs PyTorch: pip install 'minires[torch]'")
 torch_resnet = pytest.importorskip("torch_resnet")
@@ -207,7 +207,7 @@ def test_block(name, training, dtype, backend, rng):
 
 
 NETWORKS = {
-    "one block a stage": ((8, 10, "B"), lambda: torch_resnet.cifar_resnet(8, "B"), (4, 9, 8, 3)),
+    "one block a stage": (("resnet8", 10, "B"), lambda: torch_resnet.cifar_resnet(8, "B"), (4, 9, 8, 3)),
     "resnet20 A": (("resnet20",), lambda: torch_resnet.cifar_resnet(20), (4, 16, 16, 3)),
     "resnet20 B": (("resnet20", 10, "B"), lambda: torch_resnet.cifar_resnet(20, "B"), (3, 15, 17, 3)),
     "resnet32 100 classes": (("resnet32", 100), lambda: torch_resnet.cifar_resnet(32, num_classes=100), (2, 16, 16, 3)),
@@ -219,9 +219,8 @@ NETWORKS = {
 @pytest.mark.parametrize("name", NETWORKS)
 def test_network(name, training, backend, rng):
     arguments, make, shape = NETWORKS[name]
-    make_ours = build_model if isinstance(arguments[0], str) else CifarResNet
-    compare(make_ours(*arguments).train(training), make().train(training), rng.standard_normal(shape), rng, np.float64,
-            1e-9)
+    model, x = build_model(*arguments).train(training), rng.standard_normal(shape)
+    compare(model, make().train(training), x, rng, np.float64, 1e-9)
 
 
 def test_imagenet_stem(rng):

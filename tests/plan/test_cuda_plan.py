@@ -14,7 +14,7 @@ from minires.backends import to_device, to_numpy, use_backend
 from minires.backends.cuda import launches
 from minires.layer import listening
 from minires.layers import BatchNorm2d, Conv2d, Dropout, GlobalAvgPool2d, Linear, ReLU
-from minires.models import CifarResNet
+from minires.models import build_model
 from minires.optim import SGD
 
 pytestmark = pytest.mark.gpu
@@ -101,10 +101,10 @@ def called(compiled):
 
 
 def resnet8(rng):
-    return CifarResNet(8, rng=rng)
+    return build_model("resnet8", rng=rng)
 
 
-NETWORKS = {"resnet8": resnet8, "resnet8, projections": lambda rng: CifarResNet(8, shortcut="B", rng=rng),
+NETWORKS = {"resnet8": resnet8, "resnet8, projections": lambda rng: build_model("resnet8", shortcut="B", rng=rng),
             "layers": layers()}
 
 
@@ -249,7 +249,7 @@ def test_memory_of_freed_arrays_is_used_again_and_no_more_is_taken(monkeypatch, 
         with used(self), cupy.cuda.using_allocator(lambda size: asked.append(size) or self._pool.malloc(size)):
             yield
 
-    twins = Twins(lambda rng: CifarResNet(20, rng=rng), rng)
+    twins = Twins(lambda rng: build_model("resnet20", rng=rng), rng)
     monkeypatch.setattr(launches._Memory, "used", counting)
     for _ in range(4):
         twins.train(4)

@@ -11,7 +11,7 @@ from minires.errors import UserError
 from minires.layer import calls_go_to, inference_mode, listening
 from minires.layers import BasicBlock, BatchNorm2d, Conv2d
 from minires.losses import CrossEntropyLoss, MSELoss
-from minires.models import CifarResNet, build_model
+from minires.models import build_model
 
 BOUNDS = {np.float64: 1e-10, np.float32: 2e-4}
 SHAPE = (4, 16, 16, 3)
@@ -84,7 +84,7 @@ def test_in_float32_it_is_as_near_to_float64_as_the_layers_are(name, rng):
 @pytest.mark.parametrize("depth", [8, 14, 20])
 @pytest.mark.parametrize("shortcut", ["A", "B"])
 def test_published_networks_of_every_depth(depth, shortcut, rng):
-    expected_model, model = twins(lambda r: CifarResNet(depth, shortcut=shortcut, rng=r))
+    expected_model, model = twins(lambda r: build_model(f"resnet{depth}", shortcut=shortcut, rng=r))
     step = minires.compile(model, CrossEntropyLoss(0.1))
     for shape in [(2, 16, 16, 3), (3, 12, 20, 3), (2, 16, 16, 3)]:  # plans of two shapes share nothing that they should not
         x, target = batch(rng, shape)

@@ -10,9 +10,9 @@ from minires.backends.trace import RULES, WRITES, Tracer
 from minires.bench.roofline import least_seconds, step_seconds
 from minires.layer import Layer
 from minires.layers import BasicBlock, Conv2d, Linear, ReLU
-from minires.models.summary import summarise
 from minires.plan.run import Runner
 from minires.plots.plan import draw_memory
+from minires.study.summary import summarise
 
 SHAPE = (2, 8, 8, 3)
 

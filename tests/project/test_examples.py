@@ -53,6 +53,14 @@ def test_residual_block_by_hand_can_fail(monkeypatch, capsys):
     assert "WRONG" in capsys.readouterr().out
 
 
+def test_squeeze_and_excitation(capsys):
+    runpy.run_path(str(EXAMPLES / "squeeze_and_excitation.py"))["main"](steps=2)
+    first, *losses, last = capsys.readouterr().out.splitlines()
+    assert float(first.partition("relative error ")[2]) < 1e-7 and last == "all of it is planned"
+    values = [float(line.partition("loss ")[2]) for line in losses]
+    assert len(values) == 1 and 2 < values[0] < 4  # about log(10)
+
+
 def test_train_cifar10(tmp_path, monkeypatch):
     def few(name, data_dir=None):
         assert (name, data_dir) == ("cifar10", "my/data")

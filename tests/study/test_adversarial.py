@@ -1,7 +1,13 @@
 """FGSM and PGD: within their bounds, by the gradient of PyTorch, and of use in training."""
+import os
+import signal
+
+import cupy
 import numpy as np
 import pytest
+from conftest import relative_error
 
+from minires.backends import to_numpy
 from minires.data import Loader, channel_statistics
 from minires.data.shapes import make_shapes
 from minires.errors import UserError
@@ -10,6 +16,7 @@ from minires.models import build_model
 from minires.optim import SGD
 from minires.study.adversarial import Attack
 from minires.training import Trainer, evaluate
+from minires.training.stopping import Stopped
 
 EPSILON, MEAN, STD = 4 / 255, [0.4, 0.5, 0.6], [0.2, 0.25, 0.3]
 SMALL = {"blocks": (1, 1), "channels": (4, 8)}
@@ -71,7 +78,69 @@ def test_attacks_lower_the_accuracy_and_training_on_them_wins_some_back():
     assert robust[True][2] > robust[False][2] + 0.1, robust
 
 
-@pytest.mark.parametrize("options", [{"epsilon": 0}, {"epsilon": 0.1, "steps": 0}, {"epsilon": 0.1, "step": -1}])
-def test_wrong_arguments(options):
-    with pytest.raises(UserError, match="an attack needs epsilon and step above 0"):
-        Attack(build_model("resnet8"), mean=MEAN, std=STD, **options)
+def test_an_attack_leaves_the_gradients_that_stood_there(rng):
+    model, (x, target) = build_model("resnet", rng=rng, **SMALL).astype(np.float64), standardised(rng)
+    for parameter in model.parameters():
+        parameter.grad[...] = rng.standard_normal(parameter.grad.shape)
+    before = [(parameter.grad, parameter.grad.copy()) for parameter in model.parameters()]
+    Attack(model, epsilon=EPSILON, mean=MEAN, std=STD, steps=2)(x, target)
+    for parameter, (array, values) in zip(model.parameters(), before, strict=True):
+        assert parameter.grad is array and np.array_equal(array, values)
+    model.conv1.input_gradient = False
+    with pytest.raises(UserError, match="backward returns None where dL/dx is asked for"):
+        Attack(model, epsilon=EPSILON, mean=MEAN, std=STD)(x, target)
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_training_on_attacks_resumes_to_the_same_bits(shuffle, tmp_path, monkeypatch):
+    """Whose start is random, too: stopped after an epoch and a half, and gone on with by other objects."""
+    def trainer(out):
+        data, model = make_shapes(48, 0, 16), build_model("resnet", rng=0, blocks=(1,), channels=(4,))
+        loader = Loader(data, 16, mean=MEAN, std=STD, shuffle=shuffle, rng=np.random.default_rng(1) if shuffle else None)
+        attack = Attack(model, epsilon=8 / 255, mean=MEAN, std=STD, steps=2, rng=np.random.default_rng(2))
+        return Trainer(model, SGD(model.parameters(), 0.05, 0.9), attack.over(loader), Loader(data, 48, mean=MEAN, std=STD),
+                       out=out, progress=False)
+
+    whole, first = trainer(tmp_path / "whole"), trainer(tmp_path / "parts")
+    whole.fit(2)
+    step, done = first.optimiser.step, []
+
+    def step_and_stop():
+        step()
+        done.append(1)
+        if len(done) == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(first.optimiser, "step", step_and_stop)
+    with pytest.raises(Stopped):
+        first.fit(2)
+    second = trainer(tmp_path / "parts").restore()
+    assert second.step == 2
+    second.fit(2)
+    for mine, other in zip(second.model.parameters(), whole.model.parameters(), strict=True):
+        np.testing.assert_array_equal(mine.data, other.data)
+
+
+@pytest.mark.gpu
+def test_a_loaders_batches_are_attacked_where_the_model_is():
+    data, found = make_shapes(8, 0, 16), {}
+    for device in ("cpu", "cuda"):
+        model = build_model("resnet", rng=0, **SMALL).astype(np.float64).to(device)
+        loader = Loader(data, 4, mean=MEAN, std=STD, dtype=np.float64)
+        attack = Attack(model, epsilon=EPSILON, mean=MEAN, std=STD, steps=2, rng=0)
+        batches = list(attack.over(loader))
+        assert isinstance(batches[0][0], cupy.ndarray if device == "cuda" else np.ndarray)
+        found[device] = [to_numpy(x) for x, _ in batches], attack.accuracy(loader)
+    assert relative_error(np.concatenate(found["cuda"][0]), np.concatenate(found["cpu"][0])) < 1e-9
+    assert found["cuda"][1] == found["cpu"][1]
+
+
+@pytest.mark.parametrize(("options", "said"), [
+    ({"epsilon": 0}, "epsilon must be a number above 0, got 0"), ({"epsilon": "x"}, "epsilon must be a number above 0"),
+    ({"steps": 0}, "steps must be an int of at least 1"), ({"steps": 1.5}, "steps must be an int"),
+    ({"step": -1}, "step must be a number above 0"), ({"rng": "x"}, "rng must be a numpy.random.Generator or a seed"),
+    ({"mean": "x"}, "expected one number per channel"), ({"std": [0, 0, 0]}, "std above 0"),
+])
+def test_wrong_arguments(options, said):
+    with pytest.raises(UserError, match=said):
+        Attack(build_model("resnet8"), **{"epsilon": 0.1, "mean": MEAN, "std": STD, **options})

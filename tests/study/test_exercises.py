@@ -1,6 +1,7 @@
 """The exercises' machinery: files that fail in every way, the process with its time limit, the command, a teacher's own."""
 import json
 import os
+import textwrap
 import time
 from pathlib import Path
 
@@ -74,6 +75,34 @@ def test_a_file_that_cannot_be_judged_is_one_sentence(name, tmp_path):
     assert report.status == "error" and not report.passed and not report.checks
     assert report.message.startswith(message)
     assert "\n" not in report.message and "Traceback" not in report.message
+
+
+NO_NUMBERS = {
+    "text in y": ("batchnorm_forward", "return x.astype(str)", "forward returns an array of <U32, not of numbers: make it "
+                  "of the dtype of x, as np.zeros_like does"),
+    "text for y": ("batchnorm_forward", "return 'y'", "forward returns a str, not a NumPy array: forward must return y, "),
+    "objects in a buffer": ("batchnorm_forward", "self.running_mean = self.running_mean.astype(object); return x",
+                            "self.running_mean is an array of object, not of numbers: make it of the dtype of x"),
+    "no loss": ("cross_entropy_forward", "pass", "forward returns nothing: it must return the loss, a number"),
+    "a loss in words": ("cross_entropy_forward", "return 'low'", "CrossEntropyLoss.forward raises ValueError"),
+    "objects in the weights": ("sgd", "for p in self.parameters: p.data = p.data.astype(object)", "parameter.data of the "
+                               "weight becomes an array of object, not of numbers: make it of the dtype of parameter.data"),
+    "no weights": ("sgd", "for p in self.parameters: p.data = None", "parameter.data of the weight becomes a NoneType, not "
+                   "a NumPy array: step must move parameter.data by its rule, in place"),
+}
+
+
+@pytest.mark.parametrize("name", NO_NUMBERS)
+def test_what_is_no_numbers_is_one_sentence(name, tmp_path):
+    exercise, body, message = NO_NUMBERS[name]
+    report = grade(EXERCISES[exercise], write(EXERCISES[exercise], body, tmp_path))
+    assert report.status == "error" and report.message.startswith(message)
+
+
+def test_a_parameter_that_is_made_on_the_way_is_none_of_the_exercises(tmp_path):
+    body = "from minires.layer import Parameter\nself.other = Parameter(np.ones(2))\n"
+    body += textwrap.dedent(RIGHT["batchnorm_forward"])
+    assert grade(EXERCISES["batchnorm_forward"], write(EXERCISES["batchnorm_forward"], body, tmp_path)).passed
 
 
 def test_an_error_in_one_case_does_not_hide_what_the_others_show(tmp_path):

@@ -139,6 +139,18 @@ def test_the_check_leaves_the_layer_as_it_was(rng):
         network.backward(x)
 
 
+def test_frozen_parameters_are_left_out(rng):
+    """They have no gradient to prove, by differences or by adjoints; dx and the others are proved."""
+    layer, x = Sequential(Linear(4, 3, rng=rng), Linear(3, 2, rng=rng)).astype(np.float64), rng.standard_normal((5, 4))
+    for parameter in (layer[0].weight, layer[1].weight, layer[1].bias):
+        parameter.frozen = True
+    report = check_gradients(layer, x, rng)
+    assert [check.tensor for check in report.tensors] == [*adjoint_errors(layer, x, rng)] == ["dx", "0.bias"]
+    layer[0].bias.accumulate = lambda gradient: None
+    with pytest.raises(GradientError, match=r"0\.bias has relative error"):
+        check_gradients(layer, x, rng)
+
+
 def test_float32_is_refused(rng):
     with pytest.raises(UserError, match=r"proved in float64, but x is float32, weight is float32"):
         check_gradients(Linear(2, 2, bias=False), np.ones((1, 2), np.float32), rng)

@@ -8,9 +8,8 @@ import minires.losses
 from minires.backends import reference, use_backend
 from minires.errors import UserError
 from minires.layer import Layer, Sequential
-from minires.layers import BasicBlock, BatchNorm2d, Conv2d, Dropout, LayerNorm, Linear, MaxPool2d, ReLU
+from minires.layers import BatchNorm2d, Conv2d, Dropout, LayerNorm, Linear, MaxPool2d, ReLU
 from minires.models import build_model
-from minires.models.resnet import IMAGENET_LAYOUTS
 from minires.study import complex_step, distinct_nonzero, jvp, randomise_parameters, step_curve
 from minires.study.forward_mode import LOSS_RULES, RULES
 from minires.study.forward_mode.steps import why_no_complex_step
@@ -99,9 +98,9 @@ def test_whole_network(model, training, rng):
     assert relative_error(Jv, difference) < 1e-5
 
 
-def test_an_imagenet_stem_is_part_of_the_chain(rng, monkeypatch):
-    monkeypatch.setitem(IMAGENET_LAYOUTS, 18, (BasicBlock, (1, 1, 1, 1)))
-    network = build_model("resnet18", stem="imagenet", rng=rng).astype(np.float64).eval()
+def test_an_imagenet_stem_is_part_of_the_chain(rng):
+    network = build_model("resnet", blocks=(1, 1, 1, 1), channels=(64, 128, 256, 512), stem="imagenet", rng=rng)
+    network = network.astype(np.float64).eval()
     x, v = distinct_nonzero((1, 17, 17, 3), rng), rng.standard_normal((1, 17, 17, 3))
     y, Jv = jvp(network, x, v)
     assert relative_error(y, network.forward(x)) < 1e-13

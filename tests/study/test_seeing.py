@@ -142,7 +142,7 @@ def test_taps_see_every_layer_and_the_gradient_at_its_ends(rng):
 
 
 MISTAKES = {
-    "unknown layer": (lambda m, x: seeing.feature_maps(m, x, "layer9"), "layer 'layer9' is not in this CifarResNet"),
+    "unknown layer": (lambda m, x: seeing.feature_maps(m, x, "layer9"), "layer 'layer9' is not in this ResNet"),
     "no image": (lambda m, x: seeing.grad_cam(m, x, "pool"), r"'pool' puts out \(2, 64\)"),
     "class out of range": (lambda m, x: seeing.input_gradient(m, x, np.array([0, 10])), "integers in 0 .. 9"),
     "negative class": (lambda m, x: seeing.input_gradient(m, x, np.array([0, -1])), "integers in 0 .. 9"),

@@ -27,6 +27,10 @@ def test_the_right_answer_is_the_derivative(name, rng):
     (lambda x, dy: ..., "your turn: nothing is returned yet"),
     (lambda x, dy: dy[:2], "not yet: the shape is (2,), and must be (5,)"),
     (lambda x, dy: x @ dy[:2], "not yet: ValueError: matmul: "),
+    (lambda x, dy: [dy, dy[:2]], "not yet: ValueError: setting an array element with a sequence."),
+    (lambda x, dy: ["a"] * 5, "not yet: the entries are of <U1, and must be numbers"),
+    (lambda x, dy: np.float32(dy - dy.mean()), "not yet: 4 of 5 entries are wrong; at [0] stands "),
+    (lambda x, dy: (dy - dy.mean()) * (1 + 1e-8), "not yet: 5 of 5 entries are wrong; at [0] stands "),
     (lambda x, dy: np.append((dy - dy.mean())[:4], 9), "not yet: 1 of 5 entries are wrong; at [4] stands 9, and should "),
 ])
 def test_whatever_is_answered_is_one_sentence(answer, said, capsys):

@@ -54,7 +54,7 @@ def _backward(tasks, counter, thread, dy, x, mean, var, weight, eps, dx, sums, s
                 sum_dy[c] += dy[n, row, c]
                 sum_dyx[c] += dy[n, row, c] * ((x[n, row, c] - shift[c]) * inv_std[c])
         for first in range(0, C, size):
-            g, gx = sum_dy[0] * 0, sum_dy[0] * 0
+            g, gx = 0.0, 0.0
             for c in range(first, first + size):
                 g += weight[c] * sum_dy[c]
                 gx += weight[c] * sum_dyx[c]

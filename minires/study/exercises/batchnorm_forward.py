@@ -4,24 +4,10 @@ import numpy as np
 from minires.layers import BatchNorm2d
 from minires.study.exercises.checker.exercise import Case, Mistake
 from minires.study.exercises.checker.forward import ForwardExercise
+from minires.study.exercises.checker.normalisation import HEAD
 from minires.study.exercises.checker.words import blank
 
-CODE = f"""
-import numpy as np
-
-from minires.layer import Layer, Parameter
-
-
-class BatchNorm2d(Layer):
-    buffers = ("running_mean", "running_var")
-
-    def __init__(self, num_features, eps=1e-5, momentum=0.1):
-        self.eps, self.momentum = eps, momentum
-        self.weight = Parameter(np.ones(num_features, np.float32))
-        self.bias = Parameter(np.zeros(num_features, np.float32))
-        self.running_mean = np.zeros(num_features, np.float32)
-        self.running_var = np.ones(num_features, np.float32)
-
+CODE = f"""{HEAD}
     def forward(self, x):
         {blank("forward")}
 """

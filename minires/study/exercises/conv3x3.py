@@ -2,21 +2,9 @@
 from minires.backends import reference as ops
 from minires.layers import Conv2d
 from minires.study.exercises.checker.exercise import BLANK, Case, Exercise, Mistake
-from minires.study.exercises.checker.windows import window_mistakes
+from minires.study.exercises.checker.windows import HEAD, window_mistakes
 
-CODE = f"""
-import numpy as np
-
-from minires.layer import Layer, Parameter
-
-
-class Conv2d(Layer):
-    def __init__(self, in_channels, out_channels, kernel_size, stride=1, padding=0, *, rng):
-        self.stride, self.padding = stride, padding
-        shape = (kernel_size, kernel_size, in_channels, out_channels)
-        self.weight = Parameter(rng.standard_normal(shape, np.float32))
-        self.bias = Parameter(np.zeros(out_channels, np.float32))
-
+CODE = f"""{HEAD}
     def forward(self, x):
         weight, s, p = self.weight.data, self.stride, self.padding
         k = len(weight)

@@ -18,7 +18,7 @@ from minires.backends import use_backend
 from minires.errors import UserError
 from minires.init import default_rng
 from minires.study.forward_mode.products import tangent
-from minires.study.gradcheck import LayerState
+from minires.study.gradcheck import LayerState, learned
 from minires.study.planned import Planned
 
 TOLERANCE = 1e-12
@@ -28,6 +28,7 @@ FLOOR = 1e-2
 def adjoint_errors(layer, x, rng=None):
     """{"dx" and each parameter's dotted name: relative error of <Jv, u> = <v, J^T u>}, v, u drawn from rng (seed 0 if None).
 
+    Frozen parameters, which backward gives no gradient, are left out.
     x: float64, of the layer's input shape; the layer in float64 too, else UserError. The backward pass is the current back
     end's; Jv is always the reference's, so that a back end is held against formulas that it did not compute. A tensor's
     error is
@@ -51,9 +52,9 @@ def adjoint_errors(layer, x, rng=None):
         y = layer.forward(x).copy()
         u = rng.standard_normal(y.shape)
         claims = {"dx": layer.backward(u.copy())}
-        claims |= {name: parameter.grad.copy() for name, parameter in layer.named_parameters()}
+        claims |= {name: parameter.grad.copy() for name, parameter in learned(layer)}
         errors = {}
-        for name, parameter in [("dx", None), *layer.named_parameters()]:
+        for name, parameter in [("dx", None), *learned(layer)]:
             v = rng.standard_normal((x if parameter is None else parameter.data).shape)
             state.restore()  # dropout draws for the product what it drew for the backward pass
             with use_backend("reference"):

@@ -9,7 +9,7 @@ import numpy as np
 
 import minires
 from minires.errors import UserError
-from minires.models.summary import count_parameters
+from minires.study.summary import count_parameters
 from minires.study.xray.activity import observe
 from minires.study.xray.findings import findings
 from minires.study.xray.gradients import TOLERANCE, backward_norms, blocks_of, decompose, is_residual

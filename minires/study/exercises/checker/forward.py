@@ -7,7 +7,7 @@ from minires.study.exercises.checker.exercise import Exercise
 from minires.study.exercises.checker.observe import Observation
 from minires.study.exercises.checker.report import Diagnosis
 from minires.study.exercises.checker.situation import Situation
-from minires.study.exercises.checker.student import StudentError, students_code
+from minires.study.exercises.checker.student import StudentError, numbers, students_code
 from minires.study.exercises.checker.words import shape
 
 
@@ -21,15 +21,15 @@ class ForwardSituation(Situation):
     def results(self, layer, x):
         """{"y": ..., buffer: ...} after layer.forward(x)."""
         if self.target is not None:
-            return {"loss": np.atleast_1d(np.asarray(layer.loss.forward(x, self.target.copy()), self.dtype))}
+            loss = layer.loss.forward(x, self.target.copy())
+            if loss is None:
+                raise StudentError("forward returns nothing: it must return the loss, a number")
+            return {"loss": np.atleast_1d(np.asarray(loss, self.dtype))}
         self.y = layer.forward(x)
         found = {"y": self.y, **{name: getattr(layer, name) for name in self.exercise.buffers}}
-        for name, array in found.items():
-            if not isinstance(array, np.ndarray | np.floating):
-                where = "forward returns" if name == "y" else f"self.{name} is"
-                raise StudentError(f"{where} a {type(array).__name__}, not a NumPy array: forward must "
-                                   + "; ".join(self.exercise.required()))
-        return {name: np.array(array) for name, array in found.items()}
+        must = f"forward must {'; '.join(self.exercise.required())}"
+        return {name: numbers("forward returns" if name == "y" else f"self.{name} is", array, must, "x")
+                for name, array in found.items()}
 
     def sizes(self):
         return {"x": self.x.shape, **{name: array.shape for name, array in (self.params | self.right).items()}}
@@ -38,10 +38,11 @@ class ForwardSituation(Situation):
 def observe_forward(exercise, cls, file, situation, single):
     """The Observation of a case; single: the same case in float32. StudentError when there is nothing to compare."""
     x, layer = situation.x.copy(), _made(situation, cls, file)
-    data = {name: parameter.data.copy() for name, parameter in layer.named_parameters()}
+    parameters = dict(layer.named_parameters())
+    data = {name: parameter.data.copy() for name, parameter in parameters.items()}
     seen = Observation(situation, _forward(situation, cls, file, layer, x))
     belongings = [("y" if exercise.target else "x", situation.x, x),
-                  *((f"self.{name}.data", data[name], parameter.data) for name, parameter in layer.named_parameters())]
+                  *((f"self.{name}.data", data[name], parameter.data) for name, parameter in parameters.items())]
     for name, before, now in belongings:
         if not np.array_equal(before, now):
             seen.problems["inputs", None] = Diagnosis(

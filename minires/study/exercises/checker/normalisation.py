@@ -4,7 +4,8 @@ import numpy as np
 from minires.study.exercises.checker.exercise import BLANK, Mistake
 from minires.study.exercises.checker.report import Diagnosis
 
-CODE = f"""
+# What the exercises on batch normalisation have in common: their file up to forward.
+HEAD = """
 import numpy as np
 
 from minires.layer import Layer, Parameter
@@ -19,7 +20,9 @@ class BatchNorm2d(Layer):
         self.bias = Parameter(np.zeros(num_features, np.float32))
         self.running_mean = np.zeros(num_features, np.float32)
         self.running_var = np.ones(num_features, np.float32)
+"""
 
+CODE = f"""{HEAD}
     def forward(self, x):
         FORWARD
 

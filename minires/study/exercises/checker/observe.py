@@ -6,7 +6,7 @@ import numpy as np
 from minires.errors import UserError
 from minires.study.exercises.checker.report import Diagnosis
 from minires.study.exercises.checker.situation import Situation
-from minires.study.exercises.checker.student import StudentError, students_code
+from minires.study.exercises.checker.student import StudentError, numbers, students_code
 from minires.study.exercises.checker.words import shape
 
 TOLERANCE = 1e-9  # of the largest entry, in float64: two orders of summing differ by less, two formulas by more
@@ -94,7 +94,8 @@ class _Run:
     def gradients(self):
         """{"dx": ..., parameter: ...} after backward."""
         y, exercise, situation = self.y.copy(), self.exercise, self.situation
-        data = {name: parameter.data.copy() for name, parameter in self.layer.named_parameters()}
+        parameters = dict(self.layer.named_parameters())
+        data = {name: parameter.data.copy() for name, parameter in parameters.items()}
         kept = [(array.copy(), array) for array in _kept(self.layer.loss if exercise.target else self.layer)]
         with students_code(self.file, f"{self.name}.backward", situation):
             dx = self.layer.backward(self.dy)
@@ -105,22 +106,16 @@ class _Run:
             grads = ", ".join(f"self.{name}.grad" for name in own)
             raise StudentError(f"backward returns a {type(dx).__name__} of {len(dx)}: it must {must} alone"
                                + (f", and add the others to {grads}" if own else ""))
-        got = {"dx": dx, **{name: parameter.grad for name, parameter in self.layer.named_parameters()}}
-        for name, array in got.items():
-            if not isinstance(array, np.ndarray | np.floating):
-                raise StudentError(f"{exercise.shown(name)} is a {type(array).__name__}, not a NumPy array: backward must "
-                                   + "; ".join(exercise.required()))
-            if array.dtype.kind not in "biufc":
-                raise StudentError(f"{exercise.shown(name)} is an array of {array.dtype}, not of numbers: make it of the "
-                                   "dtype of dy, as np.zeros_like does")
+        got = {"dx": dx, **{name: parameter.grad for name, parameter in parameters.items()}}
+        must = f"backward must {'; '.join(exercise.required())}"
+        got = {name: numbers(f"{exercise.shown(name)} is", array, must, "dy") for name, array in got.items()}
         names = ("dL", "y", "loss") if exercise.target else ("dy", "x", "y")
         arrays = (situation.dy, self.dy), (situation.x, self.x), (y, self.y)
         # Of what changed the last is named: a kept array that is x, y or dy goes by that name.
         self.belongings = [*(("what forward kept", *pair) for pair in kept),
                            *((name, *pair) for name, pair in zip(names, arrays, strict=True)),
-                           *((f"self.{name}.data", data[name], parameter.data)
-                             for name, parameter in self.layer.named_parameters())]
-        return {name: np.array(array) for name, array in got.items()}
+                           *((f"self.{name}.data", data[name], parameter.data) for name, parameter in parameters.items())]
+        return got
 
 
 def _kept(keeper):

@@ -8,6 +8,8 @@ import types
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
+import numpy as np
+
 from minires.errors import UserError
 from minires.layer import Layer
 from minires.study.exercises.checker.words import blank
@@ -58,6 +60,18 @@ def captured():
             yield printed
     finally:
         sys.stdin = keyboard
+
+
+def numbers(said, array, must, like):
+    """A copy of an array that the student's code made; StudentError when it is none, or holds no numbers.
+
+    said: "dx is", before "a str"; must: what to do instead of no array; like: what has the right dtype."""
+    if not isinstance(array, np.ndarray | np.floating):
+        raise StudentError(f"{said} a {type(array).__name__}, not a NumPy array: {must}")
+    if array.dtype.kind not in "biufc":
+        raise StudentError(f"{said} an array of {array.dtype}, not of numbers: make it of the dtype of {like}, as "
+                           "np.zeros_like does")
+    return np.array(array)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from minires.layer import Parameter
 from minires.study.exercises.checker.exercise import Case, Exercise
 from minires.study.exercises.checker.observe import Observation
 from minires.study.exercises.checker.report import Diagnosis
-from minires.study.exercises.checker.student import students_code
+from minires.study.exercises.checker.student import numbers, students_code
 from minires.study.exercises.checker.words import describe, shape
 
 STEPS = 4
@@ -60,7 +60,8 @@ class Steps:
                 parameter.grad[...] = self.grads[name][step]
             optimiser.step()
             for name, parameter in parameters.items():
-                found[name].append(np.array(parameter.data))
+                must = f"step must {'; '.join(self.exercise.required())}"
+                found[name].append(numbers(f"parameter.data of the {name} becomes", parameter.data, must, "parameter.data"))
                 if not np.array_equal(parameter.grad, self.grads[name][step]):
                     problem = Diagnosis("input changed", [], None, f"step changes {name}.grad in place, and others still "
                                         "read it: make a new array, as in g = g + a for g += a")

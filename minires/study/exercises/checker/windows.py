@@ -4,6 +4,21 @@ import numpy as np
 from minires.backends import reference as ops
 from minires.study.exercises.checker.exercise import Mistake
 
+# What the exercises on a whole convolution have in common: their file up to forward.
+HEAD = """
+import numpy as np
+
+from minires.layer import Layer, Parameter
+
+
+class Conv2d(Layer):
+    def __init__(self, in_channels, out_channels, kernel_size, stride=1, padding=0, *, rng):
+        self.stride, self.padding = stride, padding
+        shape = (kernel_size, kernel_size, in_channels, out_channels)
+        self.weight = Parameter(rng.standard_normal(shape, np.float32))
+        self.bias = Parameter(np.zeros(out_channels, np.float32))
+"""
+
 
 def scatter(s, share, layer, overwrite=False, corner=False):
     """dx from share((i, j)), what one tap of the window gives back, (N, OH, OW, C).

@@ -6,7 +6,7 @@ from minires.errors import UserError
 from minires.layer import Sequential
 from minires.layers import Conv2d, Flatten, Linear, MaxPool2d
 from minires.models import build_model
-from minires.models.summary import count_parameters, summarise
+from minires.study.summary import count_parameters, summarise
 
 
 # He et al. 2015, tables 1 and 6: 0.27M parameters for ResNet-20 on CIFAR-10, 0.85M for ResNet-56, 1.8e9 multiply-adds
