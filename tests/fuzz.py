@@ -97,11 +97,13 @@ def restore(file):
 
 def read_card(file):
     """A model card out of a mutated header, through a file of weights."""
-    with contextlib.suppress(ValueError, RecursionError):
+    try:
         about = json.loads(file.read_bytes())
-        if isinstance(about, dict):
-            save_tensors(file.with_suffix(".w"), {"a": np.ones(2)}, about)  # NaN it refuses
-            load_model(file.with_suffix(".w"))
+    except (ValueError, RecursionError) as error:
+        raise UserError("no JSON at all") from error
+    if isinstance(about, dict):
+        save_tensors(file.with_suffix(".w"), {"a": np.ones(2)}, about)
+        load_model(file.with_suffix(".w"))
 
 
 KINDS = ["flip", "cut", "repeat", "put", "value", "end"]

@@ -159,41 +159,34 @@ def gradients_of_one_convolution(program):
 
 
 def accumulate_where_made(program):
-    """add_into(gradient, d)  ->  d is added where it is made, by conv2d_unit_gradient or batchnorm_coefficients."""
-    makers, readers, changes, latest = program.makers(), program.readers(), {}, {}
-    for step in program.steps:
-        if step.operator != "add_into" or not isinstance(step.arguments[1], Array) or isinstance(step.arguments[0], Array):
-            continue
+    """add_into(gradient, d)  ->  d is added where it is made, by conv2d_unit_gradient or batchnorm_coefficients.
+
+    zero(gradient, ..) and a convolution's d that nothing else is added to  ->  written, and not set to zero before.
+    """
+    makers, readers, changes, latest, written = program.makers(), program.readers(), {}, {}, set()
+    additions = [step for step in program.steps if step.operator == "add_into"]
+    zeros = [step for step in program.steps if step.operator == "zero"]
+    called = any(step.operator in ("opaque", "numpy") for step in program.steps)  # and may change any gradient
+    alone = {id(array) for zero in zeros for array in zero.arguments[0] if not called
+             and sum(step.arguments[0] is array for step in additions) == 1}
+    for step in additions:
         total, value = step.arguments
-        maker = makers.get(value)
-        if readers[value] != [step] or not (_is(maker, "conv2d_unit_gradient") or _is(maker, "batchnorm_coefficients")):
+        maker = makers.get(value) if isinstance(value, Array) and not isinstance(total, Array) else None
+        places = {"conv2d_unit_gradient": (1,), "batchnorm_coefficients": (3, 4)}.get(maker.operator if maker else None, ())
+        index = next((i for i in places if maker.results[i] is value), None)  # dx, say, may be a parameter's gradient
+        if index is None or readers[value] != [step]:
             continue
-        now = latest.get(maker, maker)
-        index = next(i for i, result in enumerate(now.results) if result is value)
-        if index not in ((1,) if _is(maker, "conv2d_unit_gradient") else (3, 4)):  # dx, say, of which a parameter is a part
-            continue
-        add_to = total if _is(maker, "conv2d_unit_gradient") else tuple(
-            total if index - 3 == i else old for i, old in enumerate(now.arguments[6]))
-        latest[maker] = _with(now, {11 if _is(maker, "conv2d_unit_gradient") else 6: add_to}, {index: None})
-        changes[step] = []
+        now, changes[step] = latest.get(maker, maker), []
+        if index == 1:
+            more = {11: total, 13: id(total) in alone}
+            written |= {id(total)} & alone
+        else:
+            more = {6: tuple(total if index - 3 == i else old for i, old in enumerate(now.arguments[6]))}
+        latest[maker] = _with(now, more, {index: None})
+    for zero in zeros:
+        left = tuple(array for array in zero.arguments[0] if id(array) not in written)
+        changes[zero] = [like(zero, "zero", (left,), ())]
     program.rewrite({**changes, **{old: [new] for old, new in latest.items()}})
-
-
-def write_where_zeroed(program):
-    """zero(d, ...), conv2d_unit_gradient(..., add_to=d), the first to touch d  ->  it writes d, which is not zeroed."""
-    changes, zeroed = {}, {}
-    for step in program.steps:
-        if step.operator == "zero":
-            zeroed.update((id(array), step) for array in step.arguments[0])
-            continue
-        touched = {id(part) for value in step.arguments for part in (value if isinstance(value, tuple) else (value,))}
-        for key in touched & zeroed.keys():
-            zero = zeroed.pop(key)
-            if _is(step, "conv2d_unit_gradient") and id(step.arguments[11]) == key:
-                zero_now = changes.get(zero, [zero])[0]
-                left = tuple(array for array in zero_now.arguments[0] if id(array) != key)
-                changes[zero], changes[step] = [like(zero, "zero", (left,), ())], [_with(step, {13: True}, {})]
-    program.rewrite(changes)
 
 
 def sum_into_gradient(program):
@@ -312,5 +305,5 @@ def _new(step, operator, arguments):
 
 TRAINING = (split_normalisation, moments_into_convolution, relu_into_normalisation, sums_into_mask,
             gradients_of_one_convolution, accumulate_where_made, sum_into_gradient, mask_into_gradient, normalise_where_read,
-            normalise_where_first_read, write_where_zeroed)
+            normalise_where_first_read)
 EVALUATION = (split_normalisation, fold_normalisation, relu_into_normalisation, prepare_weights)

@@ -8,8 +8,8 @@ import minires
 from minires.backends import set_num_threads
 from minires.backends.cpu.threads import MOST_THREADS
 from minires.errors import UserError
-from minires.layer import calls_go_to, inference_mode, listening
-from minires.layers import BasicBlock, BatchNorm2d, Conv2d
+from minires.layer import Layer, Sequential, calls_go_to, inference_mode, listening
+from minires.layers import BasicBlock, BatchNorm2d, Conv2d, ReLU
 from minires.losses import CrossEntropyLoss, MSELoss
 from minires.models import build_model
 
@@ -328,3 +328,44 @@ def test_a_block_of_ones_own_is_planned_as_the_built_in_one(rng):
 def test_a_first_layer_computes_no_gradient_that_nobody_reads(rng):
     plan = minires.compile(Conv2d(3, 8, 3, rng=rng), MSELoss()).plan((2, 8, 8, 3), (2, 6, 6, 8), target_dtype=np.float32)
     assert "conv2d_input_gradient" not in [step.operator for step in plan.steps]
+
+
+class Weighed(Layer):
+    """y = x * the mean of a weight that another layer has, too; asks for numbers, so that it is called as it is."""
+
+    def __init__(self, weight):
+        self.weight = weight
+
+    def forward(self, x):
+        self._kept = x
+        return x * x.dtype.type(float(np.asarray(self.weight.data).mean()) + 0 * float(np.asarray(x).max()))
+
+    def backward(self, dy):
+        self.weight.accumulate(np.full_like(self.weight.data, (dy * self._kept).sum() / self.weight.data.size))
+        return dy * dy.dtype.type(self.weight.data.mean())
+
+
+def tied(kind):
+    """A convolution whose weight another layer has, too: before it, behind it, or a planned one."""
+    conv = Conv2d(4, 4, 3, padding=1, bias=False, rng=1)
+    other = Conv2d(4, 4, 3, padding=1, bias=False, rng=2)
+    if kind == "planned":
+        other.weight = conv.weight
+        return Sequential(conv, ReLU(), other)
+    return Sequential(*[Weighed(conv.weight), conv, other][::1 if kind == "before" else -1])
+
+
+@pytest.mark.parametrize("kind", ["before", "behind", "planned", "alone"])
+def test_what_gradients_held_before_a_step_is_gone_and_all_is_added(kind, rng):
+    models = [(Sequential(Conv2d(4, 4, 3, padding=1, bias=False, rng=1)) if kind == "alone" else tied(kind)).astype(np.float64)
+              for _ in range(2)]
+    x, target = rng.standard_normal((2, 3, 6, 6, 4))
+    step = minires.compile(models[0], MSELoss())
+    for _ in range(3):
+        for parameter in (*models[0].parameters(), *models[1].parameters()):
+            parameter.grad.fill(np.nan)
+        value, y = step(x, target)
+        expected, expected_y = eager(models[1], MSELoss(), x, target)
+        assert value == pytest.approx(expected, rel=1e-12) and relative_error(y, expected_y) <= 1e-12
+        for own, other in zip(models[0].parameters(), models[1].parameters(), strict=True):
+            assert relative_error(own.grad, other.grad) <= 1e-12
