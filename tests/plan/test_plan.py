@@ -357,8 +357,8 @@ def tied(kind):
 
 @pytest.mark.parametrize("kind", ["before", "behind", "planned", "alone"])
 def test_what_gradients_held_before_a_step_is_gone_and_all_is_added(kind, rng):
-    models = [(Sequential(Conv2d(4, 4, 3, padding=1, bias=False, rng=1)) if kind == "alone" else tied(kind)).astype(np.float64)
-              for _ in range(2)]
+    make = tied if kind != "alone" else lambda _: Sequential(Conv2d(4, 4, 3, padding=1, bias=False, rng=1))
+    models = [make(kind).astype(np.float64) for _ in range(2)]
     x, target = rng.standard_normal((2, 3, 6, 6, 4))
     step = minires.compile(models[0], MSELoss())
     for _ in range(3):
