@@ -6,7 +6,8 @@ from torch import nn
 
 from minires import layers as ours
 from minires.layer import Sequential
-from minires.models import CifarResNet, ImageNetResNet, ResNet
+from minires.models import CifarResNet, ImageNetResNet, ResNet, Speedrun
+from minires.models.speedrun import ConvGroup
 
 
 class LayerNorm(nn.LayerNorm):
@@ -112,7 +113,7 @@ _MODULES = {
     ours.Scale: lambda layer: Scale(layer.channels),
     ours.Bias: lambda layer: Bias(layer.channels),
     ours.Residual: lambda layer: Residual(_module(layer.branch), _module(layer.shortcut)),
-    **dict.fromkeys((ResNet, ImageNetResNet), lambda layer: Chain((name, _module(child))
+    **dict.fromkeys((ResNet, ImageNetResNet, Speedrun, ConvGroup), lambda layer: Chain((name, _module(child))
                                                                  for name, child in layer.named_children())),
     ours.ReLU: lambda layer: nn.ReLU(),
     ours.LeakyReLU: lambda layer: nn.LeakyReLU(layer.slope),

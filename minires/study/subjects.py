@@ -27,6 +27,7 @@ from minires.layers import (
 )
 from minires.losses import CrossEntropyLoss, MSELoss
 from minires.models import blocks
+from minires.models.speedrun import ConvGroup
 from minires.study.gradcheck import LossLayer
 from minires.study.planned import Planned
 
@@ -94,6 +95,7 @@ BLOCKS = {
     "unnormalised": (lambda rng: blocks.unnormalised(3, 5, 2, rng=rng), (2, 5, 4, 3)),
     "skipinit": (lambda rng: blocks.skipinit(3, 3, rng=rng), (2, 4, 3, 3)),
     "fixup": (lambda rng: blocks.fixup(3, 3, rng=rng), (2, 4, 3, 3)),
+    "ConvGroup": (lambda rng: ConvGroup(3, 4, rng=rng), (3, 7, 6, 3)),
     "dropout inside": (lambda rng: BasicBlock(3, 3, dropout=0.3, rng=rng), (3, 4, 3, 3)),
 }
 

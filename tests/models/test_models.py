@@ -32,7 +32,7 @@ def test_imagenet_sizes(name, rng):
 
 def test_every_model_is_named():
     assert set(MODELS) == {*(f"{kind}{depth}" for kind in ("resnet", "plain") for depth in (8, 14, 20, 32, 44, 56, 110)),
-                           *(f"resnet{depth}" for depth in (18, 34, 50, 101, 152))}
+                           *(f"resnet{depth}" for depth in (18, 34, 50, 101, 152)), "speedrun"}
 
 
 @pytest.mark.parametrize(("name", "shortcut", "stem"), [("resnet20", "A", None), ("resnet32", "B", None),
@@ -97,5 +97,5 @@ def test_wrong_arguments(arguments, reason):
 
 
 def test_the_depth_is_the_number_in_the_name():
-    assert {depth_of(name) for name in MODELS} == {*CIFAR_DEPTHS, *IMAGENET_LAYOUTS}
+    assert {depth_of(name) for name in MODELS} == {*CIFAR_DEPTHS, *IMAGENET_LAYOUTS, None}
     assert depth_of("plain110") == depth_of("resnet110") == 110

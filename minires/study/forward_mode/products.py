@@ -11,7 +11,8 @@ from minires.backends import ops_for
 from minires.errors import UserError
 from minires.layer import Sequential, inference_mode
 from minires.layers import BasicBlock, Bottleneck, PlainBlock, Residual
-from minires.models import CifarResNet, ImageNetResNet, ResNet
+from minires.models import CifarResNet, ImageNetResNet, ResNet, Speedrun
+from minires.models.speedrun import ConvGroup
 from minires.study.forward_mode.rules import LAYER_RULES, LOSS_RULES
 from minires.study.gradcheck import LayerState, LossLayer
 
@@ -111,7 +112,7 @@ def _loss(layer, x, v, tangents):
     return np.array([value]), np.array([change])
 
 
-CHAINS = (Sequential, PlainBlock, ResNet, CifarResNet, ImageNetResNet)
+CHAINS = (Sequential, PlainBlock, ResNet, CifarResNet, ImageNetResNet, ConvGroup, Speedrun)
 RESIDUALS = (BasicBlock, Bottleneck)
 RULES = {**LAYER_RULES, **dict.fromkeys(CHAINS, _chain), **dict.fromkeys(RESIDUALS, _residual), Residual: _sum,
          LossLayer: _loss}
