@@ -97,10 +97,11 @@ class Recipe:
     @property
     def augmentation(self):
         """What a Loader takes as `augment`: True and False where they say the same, which a device can make itself."""
-        crop = CropAndFlip(self.crop, self.flip == "random", self.reflect)
         if not self.augment or (self.crop, self.reflect, self.flip, self.cutout) == (4, False, "random", 0):
             return self.augment
-        return [crop, *[AlternatingFlip()] * (self.flip == "alternating"), *[Cutout(self.cutout)] * (self.cutout > 0)]
+        chosen = [CropAndFlip(self.crop, self.flip == "random", self.reflect)]
+        chosen += [AlternatingFlip()] if self.flip == "alternating" else []
+        return chosen + ([Cutout(self.cutout)] if self.cutout else [])
 
     def prepare(self, model, images, mean, std):
         """Set on a new model, on the CPU, what the recipe says of it. images: (N, H, W, C) uint8, to train on."""
