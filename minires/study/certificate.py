@@ -11,7 +11,7 @@ from minires.study.forward_mode import adjoint_errors, step_curve
 from minires.study.forward_mode.adjoint import TOLERANCE as ADJOINT_TOLERANCE
 from minires.study.gradcheck import distinct_nonzero, measure_gradients, randomise_parameters
 from minires.study.planned import Planned
-from minires.study.subjects import BLOCKS, LAYERS, LOSSES, PLANNED
+from minires.study.subjects import BLOCKS, LAYERS, LOSSES, PLANNED, thawed
 
 OPERATOR_TOLERANCE = 1e-6
 NETWORK_TOLERANCE = 1e-5
@@ -140,8 +140,8 @@ def _subjects(target):
     image = NETWORK_INPUT if cifar else SPEEDRUN_INPUT if model == "speedrun" else LARGE_INPUT
     row = (image, NETWORK_TOLERANCE, strict)
     network = {
-        model: (lambda rng: build_model(model, rng=rng), *row, options),
-        f"{model} planned": (lambda rng: Planned(build_model(model, rng=rng)), *row, sampled),
+        model: (lambda rng: thawed(build_model(model, rng=rng)), *row, options),
+        f"{model} planned": (lambda rng: Planned(thawed(build_model(model, rng=rng))), *row, sampled),
     }
     if target is None:
         return operators | network

@@ -38,6 +38,13 @@ def frozen(norm):
     return norm
 
 
+def thawed(layer):
+    """A layer of which every parameter learns: what is frozen has no gradient to prove."""
+    for parameter in layer.parameters():
+        parameter.frozen = False
+    return layer
+
+
 # name (its first word is the class): (layer from rng, shape of x)
 LAYERS = {
     "Conv2d": (lambda rng: Conv2d(3, 4, 3, padding=1, rng=rng), (2, 5, 4, 3)),
@@ -95,7 +102,7 @@ BLOCKS = {
     "unnormalised": (lambda rng: blocks.unnormalised(3, 5, 2, rng=rng), (2, 5, 4, 3)),
     "skipinit": (lambda rng: blocks.skipinit(3, 3, rng=rng), (2, 4, 3, 3)),
     "fixup": (lambda rng: blocks.fixup(3, 3, rng=rng), (2, 4, 3, 3)),
-    "ConvGroup": (lambda rng: ConvGroup(3, 4, rng=rng), (3, 7, 6, 3)),
+    "ConvGroup": (lambda rng: thawed(ConvGroup(3, 4, rng=rng)), (3, 7, 6, 3)),
     "dropout inside": (lambda rng: BasicBlock(3, 3, dropout=0.3, rng=rng), (3, 4, 3, 3)),
 }
 
