@@ -5,6 +5,7 @@
     python -m benchmarks.scaling    threads, batch size, depth
     python -m benchmarks.rewrites   what each rewrite of a plan earns
     python -m benchmarks.cuda_floor operations, bytes and least times of the CUDA kernels, computed
+    python -m benchmarks.same_batches  one recipe in both engines on the same batches: accuracy over time
     python -m benchmarks.table      the README's table, from results/vs_torch.json
 
 Times of one machine drift, so what is compared is measured in turns within one run.

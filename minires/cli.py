@@ -32,14 +32,20 @@ _UsageError = typer.BadParameter.__base__  # typer shows this class under no nam
 @app.command()
 def train(
     context: typer.Context,
-    model: Annotated[str, typer.Option(help="resnet20 32 44 56 110, plain20 .. plain110, or resnet18 34 50 101 152."
-                                       )] = "resnet20",
+    model: Annotated[str | None, typer.Option(help="resnet20 32 44 56 110, plain20 .. plain110, resnet18 34 50 101 152, or "
+                                                   "speedrun; by default the recipe's, else resnet20.",
+                                              show_default=False)] = None,
     dataset: Annotated[str, typer.Option(help="shapes, cifar10, or a folder.")] = "shapes",
     data_dir: DataDir = None,
-    epochs: Annotated[int | None, typer.Option(help="By default 8 for shapes, 30 for others.",
+    epochs: Annotated[int | None, typer.Option(help="By default the recipe's, else 8 for shapes, 30 for others.",
                                                show_default=False)] = None,
-    batch_size: Annotated[int, typer.Option(help="Images a step.")] = 128,
-    recipe: Annotated[str, typer.Option(help="onecycle, he2015 or cosine.")] = "onecycle",
+    batch_size: Annotated[int | None, typer.Option(help="Images a step; by default the recipe's, else 128.",
+                                                   show_default=False)] = None,
+    recipe: Annotated[str, typer.Option(help="onecycle, he2015, cosine, quick, budget, speedrun, speedrun_sgd, or a file "
+                                             "NAME.toml.")] = "onecycle",
+    changes: Annotated[list[str] | None, typer.Option("--set", help="A field of the recipe and its value, as "
+                                                      "label_smoothing=0.1 or whiten=false; may be repeated.",
+                                                      show_default=False)] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate (the peak of onecycle) instead of the recipe's.",
                                              show_default=False)] = None,
     weight_decay: Annotated[float | None, typer.Option(help="Instead of the recipe's.", show_default=False)] = None,
@@ -60,9 +66,13 @@ def train(
 ):
     """Train a network and write a run: config.toml, metrics.jsonl, weights, curves.png."""
     from minires import arguments
-    from minires.training.recipes import default_epochs, make_recipe
+    from minires.losses import CrossEntropyLoss
+    from minires.plan import compile
+    from minires.training.metrics import evaluate as score_of
+    from minires.training.recipes import make_recipe, parse_changes, run_of
     from minires.training.run import Settings, begin_run, build_run, read_config
     from minires.training.stopping import Stopped
+    from minires.training.views import over_views
 
     use_threads(threads)
     save_every = arguments.seconds("--save-every", save_every)
@@ -75,13 +85,14 @@ def train(
                             f"the settings in {resume}/config.toml")
         settings, folder = read_config(resume), resume
     else:
-        epochs = default_epochs(dataset) if epochs is None else epochs
+        run = run_of(recipe, dataset, model=model, batch_size=batch_size, epochs=epochs)
         data_dir = None if data_dir is None else str(arguments.path("--data-dir", data_dir).absolute())
         out = None if out is None else arguments.path("--out", out)
         if dataset not in ("shapes", "cifar10") and arguments.path("--dataset", dataset).is_dir():
             dataset = str(arguments.path("--dataset", dataset).absolute())  # so that the run can be resumed from anywhere
-        settings = Settings(model, dataset, recipe, make_recipe(recipe, lr, weight_decay), epochs, batch_size, seed,
-                            validation, shortcut, data_dir, on_nonfinite)
+        chosen = make_recipe(recipe, lr, weight_decay, **parse_changes(changes))
+        settings = Settings(run["model"], dataset, recipe, chosen, run["epochs"], run["batch_size"], seed, validation,
+                            shortcut, data_dir, on_nonfinite)
         folder = None
     trainer, card = build_run(settings, folder, device, save_every=save_every)
     if device == "cpu":
@@ -102,7 +113,13 @@ def train(
             done += f" and {trainer.step} steps of the next, all saved" if trainer.step else ", all saved"
         typer.echo(f"minires: stopped after {done}: go on with minires train --resume {folder}", err=True)
         raise typer.Exit(128 + stop.number if isinstance(stop, Stopped) else 130) from None
-    typer.echo(f"test accuracy {rows[-1]['test_accuracy']:.2%} after {len(rows)} epochs; weights, metrics and "
+    over = ""
+    if settings.recipe.tta != "none":
+        with trainer.optimiser.averaged():
+            score = score_of(trainer.model, CrossEntropyLoss(), trainer.test, device,
+                             over_views(compile(trainer.model), settings.recipe.tta))
+        over = f", {score.accuracy:.2%} over views ({settings.recipe.tta})"
+    typer.echo(f"test accuracy {rows[-1]['test_accuracy']:.2%} after {len(rows)} epochs{over}; weights, metrics and "
                f"curves.png are in {folder}")
 
 
@@ -120,6 +137,8 @@ def evaluate(
     mean: Annotated[str | None, typer.Option(help="Of each channel, pixels in [0, 1], as 0.485,0.456,0.406; "
                                                   "for a checkpoint that does not say.", show_default=False)] = None,
     std: Annotated[str | None, typer.Option(help="Likewise.", show_default=False)] = None,
+    tta: Annotated[str, typer.Option(help="Views that logits are averaged over: none, mirror, or crops (six passes)."
+                                     )] = "none",
     threads: Threads = None,
     device: Device = "cpu",
 ):
@@ -127,13 +146,16 @@ def evaluate(
     from minires.backends import require_device
     from minires.evaluation import open_checkpoint, open_test_set
     from minires.losses import CrossEntropyLoss
+    from minires.plan import compile
     from minires.training.metrics import evaluate as score_of
+    from minires.training.views import over_views
 
     use_threads(threads)
     require_device(device)
     network, card = open_checkpoint(checkpoint, model, shortcut, mean, std)
     test = open_test_set(card, dataset, data_dir, records)
-    score = score_of(network.to(device), CrossEntropyLoss(), card.loader(test), device)
+    network = network.to(device)
+    score = score_of(network, CrossEntropyLoss(), card.loader(test), device, over_views(compile(network), tta))
     width = max(map(len, test.classes))
     for name, accuracy, seen in zip(test.classes, score.class_accuracy, score.seen, strict=True):
         typer.echo(f"{name:{width}}  {accuracy:7.2%}  of {seen:,}" if seen else f"{name:{width}}     none here")

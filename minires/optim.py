@@ -186,6 +186,71 @@ class AdamW(_Optimiser):
         ops.adamw_update(parameters, grads, *state, self.steps, lr, self.betas, self.eps, decays)
 
 
+class Muon(_Optimiser):
+    """Momentum whose update is made orthogonal, for the weights of convolutions; SGD for all other parameters.
+
+    A weight is taken as the matrix of its patches, (KH * KW * C, O):
+
+        velocity = momentum * velocity + grad
+        u = grad + momentum * velocity  if nesterov else  velocity
+        weight *= sqrt(O) / |weight|                    if normalise, else  weight *= 1 - lr * weight_decay
+        weight -= lr * orthogonalise(u, iterations)
+
+    so every direction of the matrix moves by about the rate, however small its gradient. normalise: for networks whose
+    normalisations make the size of their weights meaningless. All others move as `SGD` moves them, with sgd_momentum and
+    weight_decay, at sgd_lr while lr is what was given here, and in proportion to it when a schedule changes it.
+    Sources: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon; airbench94_muon of cifar10-airbench (normalise).
+    """
+
+    slots = ("velocity",)
+
+    def __init__(self, parameters, lr, momentum=0.95, weight_decay=0.0, nesterov=True, *, sgd_lr, sgd_momentum=0.9,
+                 iterations=5, normalise=True, decay_all=True, max_norm=None, average=None, accumulate=1):
+        super().__init__(parameters, number("lr", lr, above=0), weight_decay, decay_all, max_norm, average, accumulate)
+        self.momentum, self.nesterov = number("momentum", momentum, 0, below=1), flag("nesterov", nesterov)
+        self.sgd_lr, self.sgd_momentum = number("sgd_lr", sgd_lr, 0), number("sgd_momentum", sgd_momentum, 0, below=1)
+        self.iterations, self.normalise = integer("iterations", iterations, 1), flag("normalise", normalise)
+        self.sgd_ratio = self.sgd_lr / self.lr
+
+    def _update(self, ops, parameters, grads, state, decays, lr):
+        rows = list(zip(parameters, grads, *state, decays, strict=True))
+        others = [row for row in rows if row[0].ndim != 4]
+        if others:
+            data, grads, velocities, decays = zip(*others, strict=True)
+            ops.sgd_update(data, grads, velocities, lr * self.sgd_ratio, self.sgd_momentum, decays,
+                           self.nesterov and self.sgd_momentum > 0)
+        for weight, grad, velocity, decay in (row for row in rows if row[0].ndim == 4):
+            velocity *= self.momentum
+            velocity += grad
+            update = grad + self.momentum * velocity if self.nesterov else velocity
+            O = weight.shape[3]
+            if self.normalise:
+                weight *= (O / ((weight * weight).sum() + 1e-30)) ** 0.5  # zeros stay zeros
+            else:
+                weight *= 1 - lr * decay
+            weight -= lr * orthogonalise(update.reshape(-1, O), self.iterations).reshape(weight.shape)
+
+
+def orthogonalise(matrix, iterations=5):
+    """About U V^T of a matrix U S V^T: the same singular vectors, and singular values near 1 (Newton-Schulz iteration).
+
+        X = matrix / |matrix|;      again and again  X = a X + (b A + c A^2) X  with  A = X X^T
+
+    Each turn maps every singular value s to a s + b s^3 + c s^5 and leaves U and V alone. (a, b, c) = (3.4445, -4.7750,
+    2.0315) trade accuracy for speed: what is small grows 3.4445-fold a turn, and what is near 1 ends between 0.68 and 1.2.
+    After n turns that holds of all s above about 0.7 / 3.4445^n of |matrix|; it takes products of matrices alone.
+    Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    X = matrix / ((matrix * matrix).sum() ** 0.5 + 1e-12)
+    tall = X.shape[0] > X.shape[1]
+    for _ in range(iterations):
+        A = X.T @ X if tall else X @ X.T  # the smaller of the two; (X X^T) X = X (X^T X)
+        B = b * A + c * (A @ A)
+        X = a * X + (X @ B if tall else B @ X)
+    return X
+
+
 def set_parameters(model, pattern, *, frozen=None, lr_factor=None, decay_factor=None):
     """Set what is given on every parameter whose dotted name fits a pattern ("layer1.*", "*.bias"); returns their names.
 

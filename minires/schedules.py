@@ -108,6 +108,27 @@ class OneCycleLR(Schedule):
         return _cosine(self.max_lr, self.final_lr, (step - self.peak_step) / falling if falling > 0 else 1)
 
 
+class TriangleLR(Schedule):
+    """In straight lines: from `start` times the base rate up to it over the first `pct_start` (a fraction) of the steps,
+    then down to `end` times it at step `total_steps`, and that from there on.
+
+    pct_start 0 falls from the first step on. Sources: Howard & Ruder 2018, section 3.2 (slanted triangular),
+    https://arxiv.org/abs/1801.06146; Li et al. 2019 (to zero, when steps are few), https://arxiv.org/abs/1905.04753
+    """
+
+    def __init__(self, optimiser, total_steps, pct_start=0.2, start=0.0, end=0.0):
+        super().__init__(optimiser)
+        self.total_steps, self.pct_start = _steps("total_steps", total_steps), number("pct_start", pct_start, 0, below=1)
+        self.start, self.end = number("start", start, 0), number("end", end, 0)
+        self.step()
+
+    def lr_at(self, step):
+        at = step / self.total_steps
+        if at < self.pct_start:
+            return self.base_lr * (self.start + (1 - self.start) * at / self.pct_start)
+        return self.base_lr * (1 + (self.end - 1) * min(1.0, (at - self.pct_start) / (1 - self.pct_start)))
+
+
 class WarmUp(Schedule):
     """Another schedule whose first `steps` rates are scaled by 1/steps, 2/steps, ... 1.
 
@@ -135,4 +156,4 @@ def _steps(name, value):
     return count(name, value, 2**53)
 
 
-__all__ = ["CosineLR", "MultiStepLR", "OneCycleLR", "Schedule", "StepLR", "WarmUp"]
+__all__ = ["CosineLR", "MultiStepLR", "OneCycleLR", "Schedule", "StepLR", "TriangleLR", "WarmUp"]

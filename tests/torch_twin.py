@@ -7,6 +7,7 @@ from torch import nn
 from minires import layers as ours
 from minires.layer import Sequential
 from minires.models import ResNet
+from minires.models.speedrun import ConvGroup, Speedrun
 
 
 class LayerNorm(nn.LayerNorm):
@@ -109,7 +110,8 @@ _MODULES = {
     ours.Scale: lambda layer: Scale(layer.channels),
     ours.Bias: lambda layer: Bias(layer.channels),
     ours.Residual: lambda layer: Residual(_module(layer.branch), _module(layer.shortcut)),
-    ResNet: lambda layer: Chain((name, _module(child)) for name, child in layer.named_children()),
+    **dict.fromkeys((ResNet, Speedrun, ConvGroup), lambda layer: Chain((name, _module(child))
+                                                                      for name, child in layer.named_children())),
     ours.ReLU: lambda layer: nn.ReLU(),
     ours.LeakyReLU: lambda layer: nn.LeakyReLU(layer.slope),
     ours.GELU: lambda layer: nn.GELU(),

@@ -1,16 +1,16 @@
 """The networks that are timed: a name of minires.models, or NAME@SIZE with the ImageNet stem on images of that size."""
 from minires.errors import UserError
-from minires.models import MODELS, build_model
+from minires.models import RESNETS, build_model
 
 MOST_PIXELS = 512  # a side
-WIDE = [name for name, design in MODELS.items() if "stem" not in design]  # the ImageNet family, with either stem
+WIDE = [name for name, design in RESNETS.items() if "stem" not in design]  # the ImageNet family, with either stem
 
 
 def parts(model):
     """"resnet50@224" -> ("resnet50", "imagenet", 224), "resnet20" -> ("resnet20", "cifar", 32). UserError for other text."""
     name, at, size = model.partition("@")
-    if name not in MODELS:
-        raise UserError(f"--models {model} is unknown: choose from {', '.join(MODELS)}, or one of the ImageNet family "
+    if name not in RESNETS:
+        raise UserError(f"--models {model} is unknown: choose from {', '.join(RESNETS)}, or one of the ImageNet family "
                         "with a size, such as resnet50@224")
     if not at:
         return name, "cifar", 32

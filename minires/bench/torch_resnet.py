@@ -4,7 +4,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from minires.bench.networks import parts
-from minires.models import MODELS
+from minires.models import RESNETS
 
 
 class _PaddedShortcut(nn.Module):
@@ -92,7 +92,7 @@ class _ResNet(nn.Module):
 def build_torch_model(name, state, num_classes=10):
     """The torch module of a network that is timed (networks.py), with `state`, {key: NumPy array in PyTorch's layout}."""
     name, stem, _ = parts(name)
-    design = MODELS[name]
+    design = RESNETS[name]
     kind = {"basic": _BasicBlock, "plain": _PlainBlock, "bottleneck": _Bottleneck}[design["block"]]
     model = _ResNet(design["blocks"], design["channels"], design.get("shortcut", "B"), num_classes, kind, stem == "imagenet")
     found = model.load_state_dict({key: torch.from_numpy(array) for key, array in state.items()}, strict=False)

@@ -8,7 +8,7 @@ from torch import nn
 from minires.bench.torch_resnet import build_torch_model
 from minires.errors import UserError
 from minires.interop.torch import to_torch_state_dict
-from minires.models import MODELS, build_model
+from minires.models import RESNETS, build_model
 from minires.study.divergence import OPTIMISER, Key
 
 
@@ -20,8 +20,8 @@ class TorchSide:
     """
 
     def __init__(self, model, seed=0, dtype=np.float32):
-        if model not in MODELS:
-            raise UserError(f"{model} has no PyTorch twin here: choose one of {', '.join(MODELS)}")
+        if model not in RESNETS:
+            raise UserError(f"{model} has no PyTorch twin here: choose one of {', '.join(RESNETS)}")
         state = to_torch_state_dict(build_model(model, rng=np.random.default_rng(seed)))
         self.module = build_torch_model(model, state).to(torch.float64 if dtype == np.float64 else torch.float32)
         for part in self.module.modules():

@@ -93,19 +93,27 @@ def draw_crops(n: int, rng: np.random.Generator, padding: int = 4, flip: bool = 
     return top, left, rng.random(n) < 0.5 if flip else np.zeros(n, bool)
 
 
-def augment_batch(images: np.ndarray, rng: np.random.Generator, padding: int = 4, flip: bool = True) -> np.ndarray:
+def augment_batch(images: np.ndarray, rng: np.random.Generator, padding: int = 4, flip: bool = True,
+                  reflect: bool = False) -> np.ndarray:
     """Shift each image by up to `padding` pixels each way (black comes in), and mirror every second one on average.
 
     images, y: (N, H, W, C) uint8. Crop the zero-padded (H + 2 * padding, W + 2 * padding) image back to (H, W) at a
-    corner drawn uniformly; flip left to right with probability 1/2. Raises UserError for a negative padding.
+    corner drawn uniformly; flip left to right with probability 1/2. reflect: what comes in is the image itself, mirrored at
+    its edge (NumPy's mode "reflect"). Raises UserError for a negative padding, and to reflect more pixels than there are.
     """
     require_images(images)
     padding, flip, rng = integer("padding", padding, 0, MOST_PADDING), flag("flip", flip), default_rng(rng)
     n, height, width, channels = images.shape
     top, left, mirrored = draw_crops(n, rng, padding, flip)
 
-    padded = np.zeros((n, height + 2 * padding, width + 2 * padding, channels), images.dtype)
-    padded[:, padding : padding + height, padding : padding + width] = images
+    if flag("reflect", reflect):
+        if padding >= min(height, width):
+            raise UserError(f"padding {padding} cannot be reflected from images of {height} x {width} pixels: choose a "
+                            "smaller one")
+        padded = np.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)), mode="reflect")
+    else:
+        padded = np.zeros((n, height + 2 * padding, width + 2 * padding, channels), images.dtype)
+        padded[:, padding : padding + height, padding : padding + width] = images
     # corners[n, t, l] is the crop with its corner at (t, l): a view of rows of W * C bytes, so that the gather below
     # copies whole rows instead of single pixels.
     image, row, pixel, byte = padded.strides

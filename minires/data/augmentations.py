@@ -16,14 +16,41 @@ from minires.reprs import Shown
 
 
 class CropAndFlip(Shown):
-    """Shift by up to `padding` pixels each way and mirror every second image: `augment_batch`, what augment=True does."""
+    """Shift by up to `padding` pixels each way and mirror every second image: `augment_batch`, what augment=True does.
 
-    def __init__(self, padding: int = 4, flip: bool = True):
+    reflect: fill up with the mirrored image instead of black.
+    """
+
+    def __init__(self, padding: int = 4, flip: bool = True, reflect: bool = False):
         self.padding = integer("CropAndFlip's padding", padding, 0, MOST_PADDING)
-        self.flip = flag("CropAndFlip's flip", flip)
+        self.flip, self.reflect = flag("CropAndFlip's flip", flip), flag("CropAndFlip's reflect", reflect)
 
     def __call__(self, images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        return augment_batch(images, rng, self.padding, self.flip)
+        return augment_batch(images, rng, self.padding, self.flip, self.reflect)
+
+
+class AlternatingFlip(Shown):
+    """Mirror a random half of the images in one epoch, the other half in the next, and so on.
+
+    Two epochs in a row never show an image the same way round, where coins thrown anew would in half of the cases. Which
+    half begins is a hash of an image's place in the data set and of `seed`; the rest is the epoch's number (`Loader.epoch`),
+    so nothing is drawn. Source: Jordan 2024, section 3.6, https://arxiv.org/abs/2404.00498
+    """
+
+    def __init__(self, seed: int = 0):
+        self.seed = integer("AlternatingFlip's seed", seed, 0, 2**63)
+
+    def flip(self, images: np.ndarray, places: np.ndarray, epoch: int) -> np.ndarray:
+        """images: (N, H, W, C), of these places in the data set -> the same, some mirrored."""
+        mirrored = (self._first(places) + epoch) % 2 == 1
+        return np.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
+
+    def _first(self, places):
+        """A bit for each place: the highest of the splitmix64 hash (Steele et al. 2014, figure 17)."""
+        z = (places.astype(np.uint64) + np.uint64(self.seed + 1)) * np.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return (z >> np.uint64(63)).astype(np.int64)
 
 
 class Cutout(Shown):

@@ -12,7 +12,7 @@ import numpy as np
 
 from minires.arguments import flag, integer, shown
 from minires.data.augment import Standardise, draw_crops
-from minires.data.augmentations import CropAndFlip, MixUp
+from minires.data.augmentations import AlternatingFlip, CropAndFlip, MixUp
 from minires.data.dataset import Dataset
 from minires.errors import UserError
 from minires.init import default_rng
@@ -48,6 +48,7 @@ class Loader(Shown):
 
     An epoch's randomness comes from one number drawn from `rng` when iteration begins: it does not depend on the
     thread's timing or on where the consumer stops, and restoring `rng.bit_generator.state` repeats what followed.
+    epoch: the number of the epoch that begins next, from 0, which AlternatingFlip goes by.
     Raises UserError for an empty data set, a batch_size below 1, drop_last with less than one whole batch, or shuffle
     or augment without rng.
     """
@@ -72,6 +73,7 @@ class Loader(Shown):
             raise UserError("shuffle or augment without rng: pass rng=numpy.random.default_rng(seed)")
         rng = None if rng is None else default_rng(rng)
         self.dataset, self.augment, self.shuffle, self.drop_last, self.rng = dataset, augment, shuffle, drop_last, rng
+        self.epoch = 0
         self.augmentations = [CropAndFlip()] if augment is True else list(augment or ())
         self.standardise = Standardise(mean, std, dtype)
         if self.standardise.channels != dataset.images.shape[-1]:
@@ -88,6 +90,7 @@ class Loader(Shown):
     def begin_epoch(self) -> tuple[np.ndarray, np.random.Generator | None]:
         """A new epoch: the images' places in the data set, in the order of the batches, and the stream that
         augmentations draw from, batch by batch (None without shuffle and augment)."""
+        self.epoch += 1
         random = self.shuffle or self.augment
         rng = np.random.default_rng(self.rng.integers(2**63)) if random else None
         return rng.permutation(len(self.dataset)) if self.shuffle else np.arange(len(self.dataset)), rng
@@ -95,17 +98,21 @@ class Loader(Shown):
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         return self.batches()
 
-    def batches(self, start: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """A new epoch from its batch number `start` on: the same batches as in a whole one."""
+    def batches(self, start: int = 0, epoch: int | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """A new epoch from its batch number `start` on: the same batches as in a whole one.
+
+        epoch: its number, where it is not that after the last one here: a Trainer's own.
+        """
         # Drawn here and not in the generator, whose body only runs when the first batch is asked for.
+        epoch = self.epoch = self.epoch if epoch is None else epoch
         order, rng = self.begin_epoch()
         for batch in range(start if self.augment else 0):
             self._draw(order[batch * self.batch_size : (batch + 1) * self.batch_size], rng)
-        return self._epoch(order, rng, start)
+        return self._epoch(order, rng, epoch, start)
 
-    def _epoch(self, order, rng, start):
+    def _epoch(self, order, rng, epoch, start):
         starts = range(start * self.batch_size, len(self) * self.batch_size, self.batch_size)
-        jobs = (partial(self._batch, order[start : start + self.batch_size], rng) for start in starts)
+        jobs = (partial(self._batch, order[start : start + self.batch_size], rng, epoch) for start in starts)
         # One worker makes the batches in order, so the draws from rng are in order too. Leaving the block, by the end,
         # an exception or a consumer that stops early, waits for the worker to end.
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="minires-loader") as pool:
@@ -117,17 +124,20 @@ class Loader(Shown):
 
     def _draw(self, indices, rng):
         """Draw what a batch draws: of crops and flips alone without making it."""
-        if any(type(each) is not CropAndFlip for each in self.augmentations):
+        drawing = [each for each in self.augmentations if not isinstance(each, AlternatingFlip)]
+        if any(type(each) is not CropAndFlip for each in drawing):
             self._batch(indices, rng)
             return
-        for each in self.augmentations:
+        for each in drawing:
             draw_crops(len(indices), rng, each.padding, each.flip)
 
-    def _batch(self, indices, rng):
+    def _batch(self, indices, rng, epoch=0):
         images = self.dataset.images[indices]
         mixing = [each for each in self.augmentations if isinstance(each, MixUp)]
         for augmentation in self.augmentations:
-            if augmentation not in mixing:
+            if isinstance(augmentation, AlternatingFlip):
+                images = augmentation.flip(images, indices, epoch)
+            elif augmentation not in mixing:
                 images = augmentation(images, rng)
         x, target = self.standardise(images), self.dataset.labels[indices]
         for each in mixing:
@@ -136,10 +146,10 @@ class Loader(Shown):
 
 
 def _augment(value):
-    """True, False, or a list of what can be called on images, or is MixUp."""
+    """True, False, or a list of what can be called on images, or is MixUp or AlternatingFlip."""
     if not isinstance(value, list | tuple):
         return flag("augment", value)
     for each in value:
-        if not callable(each) and not isinstance(each, MixUp):
+        if not callable(each) and not isinstance(each, MixUp | AlternatingFlip):
             raise UserError(f"augment is a list of functions of (images, rng), got {shown(each)} in it")
     return list(value)

@@ -1,9 +1,10 @@
-"""The CIFAR and ImageNet ResNet families and their plain twins, by name, and any other ResNet by its numbers."""
+"""The CIFAR and ImageNet ResNet families and their plain twins, by name, any other ResNet by its numbers, and `speedrun`."""
 import inspect
 
 from minires.arguments import shown
 from minires.errors import UserError
 from minires.models.resnet import ResNet
+from minires.models.speedrun import Speedrun
 
 
 def _cifar(n, block):
@@ -17,19 +18,21 @@ def _imagenet(block, *blocks):
 
 
 _DEPTHS = {6 * n + 2: n for n in (1, 2, 3, 5, 7, 9, 18)}
-MODELS = {  # the arguments of ResNet by name
+RESNETS = {  # the arguments of ResNet by name
     **{f"resnet{depth}": _cifar(n, "basic") for depth, n in _DEPTHS.items()},
     **{f"plain{depth}": _cifar(n, "plain") for depth, n in _DEPTHS.items()},
     "resnet18": _imagenet("basic", 2, 2, 2, 2), "resnet34": _imagenet("basic", 3, 4, 6, 3),
     "resnet50": _imagenet("bottleneck", 3, 4, 6, 3), "resnet101": _imagenet("bottleneck", 3, 4, 23, 3),
     "resnet152": _imagenet("bottleneck", 3, 8, 36, 3),
 }
+MODELS = (*RESNETS, "speedrun")
 
 
 def build_model(name, num_classes=10, shortcut=None, stem=None, *, in_channels=3, rng=None, **design):
     """A network by name, He-initialised from `rng`, a Generator or a seed (seed 0 when none is given).
 
-    name: one of MODELS, or "resnet" for one of any design, which the other arguments of `ResNet` say:
+    name: one of MODELS, or "resnet" for one of any design, which the other arguments of `ResNet` say (and those of
+    `minires.models.speedrun.Speedrun` a "speedrun"):
 
         build_model("resnet", blocks=(2, 2, 2), channels=(16, 32, 64), block="basic")
         build_model("resnet", blocks=(4, 4, 4), channels=(16, 32, 64), block="preactivation", width=10, dropout=0.3)
@@ -42,12 +45,17 @@ def build_model(name, num_classes=10, shortcut=None, stem=None, *, in_channels=3
     if not isinstance(name, str) or name not in (*MODELS, "resnet"):
         raise UserError(f"unknown model {shown(name)}: choose one of {', '.join(MODELS)}, or resnet with blocks and "
                         "channels")
+    if name == "speedrun":
+        if shortcut is not None or stem is not None:
+            raise UserError(f"speedrun has no shortcuts and one stem, got shortcut {shown(shortcut)} and stem "
+                            f"{shown(stem)}: leave them out")
+        return Speedrun(num_classes, in_channels=in_channels, rng=rng, **design)
     known = inspect.signature(ResNet).parameters
     if name != "resnet" and design:
         raise UserError(f"{name} has its own {', '.join(design)}: leave that out, or choose resnet with blocks and channels")
     if not design.keys() <= known.keys():
         raise UserError(f"resnet has no {', '.join(design.keys() - known.keys())}: its arguments are {', '.join(known)}")
-    design = MODELS.get(name, design)
+    design = RESNETS.get(name, design)
     if not {"blocks", "channels"} <= design.keys():
         raise UserError("resnet needs blocks and channels of each stage: build_model('resnet', blocks=(2, 2, 2), "
                         "channels=(16, 32, 64))")
@@ -59,4 +67,4 @@ def build_model(name, num_classes=10, shortcut=None, stem=None, *, in_channels=3
     return ResNet(num_classes=num_classes, in_channels=in_channels, rng=rng, **design | given)
 
 
-__all__ = ["MODELS", "ResNet", "build_model"]
+__all__ = ["MODELS", "RESNETS", "ResNet", "Speedrun", "build_model"]

@@ -5,17 +5,18 @@ import numpy as np
 
 from minires.backends import use_backend
 from minires.errors import UserError
-from minires.models import MODELS, build_model
+from minires.models import MODELS, RESNETS, build_model
 from minires.study.forward_mode import adjoint_errors, step_curve
 from minires.study.forward_mode.adjoint import TOLERANCE as ADJOINT_TOLERANCE
 from minires.study.gradcheck import distinct_nonzero, measure_gradients, randomise_parameters
 from minires.study.planned import Planned
-from minires.study.subjects import BLOCKS, LAYERS, LOSSES, PLANNED
+from minires.study.subjects import BLOCKS, LAYERS, LOSSES, PLANNED, thawed
 
 OPERATOR_TOLERANCE = 1e-6
 NETWORK_TOLERANCE = 1e-5
 NETWORK_INPUT = (2, 8, 8, 3)  # 2 x 2 pixels in the last stage: every border, and 8 values per channel for its statistics
 LARGE_INPUT = (2, 16, 16, 3)  # the same for the ImageNet family, which halves the image once more
+SPEEDRUN_INPUT = (2, 25, 25, 3)  # 3 x 3 pixels in the last stage, which its last pooling needs
 NETWORK_COMPLETE, NETWORK_SAMPLE = 64, 16
 PLANNED_SAMPLE = 6  # the same function, which a test holds equal to the other; here each tensor's slope once more
 # Rounding grows with depth where nothing is added back: resnet110 stays at 4e-14, plain110 is at 8e-9, resnet50 at 1e-12.
@@ -133,12 +134,13 @@ def _subjects(target):
                         f"or a model: {', '.join(MODELS)}")
     model = target or "resnet20"
     options, sampled = {"complete": NETWORK_COMPLETE, "sample": NETWORK_SAMPLE}, {"complete": 0, "sample": PLANNED_SAMPLE}
-    cifar = len(MODELS[model]["blocks"]) == 3
+    cifar = model in RESNETS and len(RESNETS[model]["blocks"]) == 3
     strict = ADJOINT_TOLERANCE if cifar and model.startswith("resnet") else DEEP_ADJOINT_TOLERANCE
-    row = (NETWORK_INPUT if cifar else LARGE_INPUT, NETWORK_TOLERANCE, strict)
+    image = NETWORK_INPUT if cifar else SPEEDRUN_INPUT if model == "speedrun" else LARGE_INPUT
+    row = (image, NETWORK_TOLERANCE, strict)
     network = {
-        model: (lambda rng: build_model(model, rng=rng), *row, options),
-        f"{model} planned": (lambda rng: Planned(build_model(model, rng=rng)), *row, sampled),
+        model: (lambda rng: thawed(build_model(model, rng=rng)), *row, options),
+        f"{model} planned": (lambda rng: Planned(thawed(build_model(model, rng=rng))), *row, sampled),
     }
     if target is None:
         return operators | network

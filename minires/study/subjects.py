@@ -27,6 +27,7 @@ from minires.layers import (
 )
 from minires.losses import CrossEntropyLoss, MSELoss
 from minires.models import blocks
+from minires.models.speedrun import ConvGroup
 from minires.study.gradcheck import LossLayer
 from minires.study.planned import Planned
 
@@ -35,6 +36,13 @@ def frozen(norm):
     """A batch normalisation that takes its running statistics in training too."""
     norm.frozen = True
     return norm
+
+
+def thawed(layer):
+    """A layer of which every parameter learns: what is frozen has no gradient to prove."""
+    for parameter in layer.parameters():
+        parameter.frozen = False
+    return layer
 
 
 # name (its first word is the class): (layer from rng, shape of x)
@@ -94,6 +102,7 @@ BLOCKS = {
     "unnormalised": (lambda rng: blocks.unnormalised(3, 5, 2, rng=rng), (2, 5, 4, 3)),
     "skipinit": (lambda rng: blocks.skipinit(3, 3, rng=rng), (2, 4, 3, 3)),
     "fixup": (lambda rng: blocks.fixup(3, 3, rng=rng), (2, 4, 3, 3)),
+    "ConvGroup": (lambda rng: thawed(ConvGroup(3, 4, rng=rng)), (3, 7, 6, 3)),
     "dropout inside": (lambda rng: BasicBlock(3, 3, dropout=0.3, rng=rng), (3, 4, 3, 3)),
 }
 

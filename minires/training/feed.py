@@ -41,8 +41,8 @@ class DeviceLoader:
     def __iter__(self):
         return self.batches()
 
-    def batches(self, start=0):
-        """As `data.Loader.batches`: a new epoch from its batch number `start` on."""
+    def batches(self, start=0, epoch=None):
+        """As `data.Loader.batches`: a new epoch from its batch number `start` on. Nothing here depends on its number."""
         order, rng = self.loader.begin_epoch()
         size = self.loader.batch_size
         order = order[:len(self) * size]

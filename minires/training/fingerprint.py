@@ -70,7 +70,7 @@ def _of_data(loader):
 
 def _of_settings(thing):
     """What is set on an object, as JSON: its class and its plain attributes."""
-    moving = ("lr", "steps", "waiting") if not isinstance(thing, Schedule) else ()
+    moving = ("lr", "steps", "waiting", "epoch") if not isinstance(thing, Schedule) else ()
     found = {"kind": type(thing).__name__}
     for name, value in vars(thing).items() if hasattr(thing, "__dict__") else ():
         if isinstance(value, Schedule):

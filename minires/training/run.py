@@ -73,15 +73,16 @@ def build_run(settings, out=None, device="cpu", progress=True, save_every=300.0)
 
     card = ModelCard(settings.model, len(train.classes), settings.shortcut, settings.dataset, train.classes,
                      train.images.shape[1], mean.tolist(), std.tolist())
-    model = card.build(weights_rng).to(device)
-    recipe, batch_size = settings.recipe, settings.batch_size
+    model, recipe, batch_size = card.build(weights_rng), settings.recipe, settings.batch_size
+    recipe.prepare(model, train.images, mean, std)
+    model = model.to(device)
     # One image over would be a batch without a variance.
     drop_last = len(train) > batch_size and len(train) % batch_size == 1
-    batches = Loader(train, batch_size, mean=mean, std=std, augment=recipe.augment, shuffle=True, rng=batch_rng,
+    batches = Loader(train, batch_size, mean=mean, std=std, augment=recipe.augmentation, shuffle=True, rng=batch_rng,
                      drop_last=drop_last)
     batches = feed(batches, device)
     optimiser = recipe.make_optimiser(model.parameters())
-    schedule = recipe.make_schedule(optimiser, settings.epochs * len(batches))
+    schedule = recipe.make_schedule(optimiser, max(1, settings.epochs * len(batches) // recipe.accumulate))
     trainer = Trainer(model, optimiser, batches, feed(card.loader(test), device),
                       validation=None if validation is None else feed(card.loader(validation), device), schedule=schedule,
                       loss=CrossEntropyLoss(recipe.label_smoothing), out=out, about=card.about(), device=device,

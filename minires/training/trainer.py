@@ -223,7 +223,7 @@ class Trainer:
             streams["loader"].bit_generator.state = self._began
         self._began = states_of(streams).get("loader")
         if isinstance(self.train, Loader | DeviceLoader):
-            batches = self.train.batches(done)
+            batches = self.train.batches(done, self._at.epoch)
         else:
             batches = iter(self.train)
             next(islice(batches, done, done), None)  # goes through them

@@ -34,6 +34,19 @@ def unit(rng, dtype, N, H, C, O):
             draw(N, H, H, C))
 
 
+def test_gelu_in_float32_is_that_of_float64(rng):
+    """To a few roundings of 1 anywhere, and exactly x or 0 in the tails."""
+    x = np.concatenate([np.linspace(-9, 9, 20_001), 10 * rng.standard_normal(20_000)]).astype(np.float32)
+    wide, dy = x.astype(np.float64), rng.standard_normal(x.shape).astype(np.float32)
+    y, want = cpu.gelu_forward(x), reference.gelu_forward(wide)
+    assert (np.abs(y - want) / np.maximum(1, np.abs(x))).max() < 3e-7
+    dx, want = cpu.gelu_backward(dy, x), reference.gelu_backward(dy.astype(np.float64), wide)
+    assert (np.abs(dx - want) / np.maximum(1, np.abs(dy))).max() < 4e-7
+    far = np.float32([-1e30, -6, 6, 1e30, np.nan])
+    np.testing.assert_array_equal(cpu.gelu_forward(far), [0, 0, 6, np.float32(1e30), np.nan])
+    np.testing.assert_array_equal(cpu.gelu_backward(np.ones_like(far), far), [0, 0, 1, 1, np.nan])
+
+
 @pytest.mark.parametrize("algorithm", ["direct", "winograd2", "winograd4"])
 @pytest.mark.parametrize("shape", [(3, 8, 32, 32), (18, 4, 32, 32)], ids=str)
 @pytest.mark.parametrize("dtype, tolerance", [(np.float64, 1e-12), (np.float32, 4e-5)], ids=["float64", "float32"])

@@ -282,10 +282,10 @@ def test_batches_are_made_in_the_background_and_at_most_two_ahead(monkeypatch):
     loader, made, threads = loader_of(make_dataset(40)), [], set()
     make = loader._batch
 
-    def counted(indices, rng):
+    def counted(indices, rng, epoch):
         threads.add(threading.current_thread())
         made.append(len(indices))
-        return make(indices, rng)
+        return make(indices, rng, epoch)
 
     monkeypatch.setattr(loader, "_batch", counted)
     for taken, _ in enumerate(loader, start=1):
@@ -319,10 +319,10 @@ def test_an_exception_in_the_thread_reaches_the_consumer(monkeypatch):
     loader = loader_of(make_dataset(40))
     make = loader._batch
 
-    def failing(indices, rng):
+    def failing(indices, rng, epoch):
         if 12 in indices:
             raise RuntimeError("fourth batch")
-        return make(indices, rng)
+        return make(indices, rng, epoch)
 
     monkeypatch.setattr(loader, "_batch", failing)
     taken = 0

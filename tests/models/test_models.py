@@ -25,7 +25,7 @@ def test_cifar_sizes(name, rng):
 
 def test_every_model_is_named():
     assert set(MODELS) == {*(f"{kind}{depth}" for kind in ("resnet", "plain") for depth in (8, 14, 20, 32, 44, 56, 110)),
-                           *(f"resnet{depth}" for depth in (18, 34, 50, 101, 152))}
+                           *(f"resnet{depth}" for depth in (18, 34, 50, 101, 152)), "speedrun"}
 
 
 @pytest.mark.parametrize(("name", "shortcut", "stem"), [("resnet20", "A", None), ("resnet32", "B", None),

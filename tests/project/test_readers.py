@@ -178,7 +178,7 @@ weight_decay = 0.0
 
 @pytest.mark.parametrize(("old", "new"), [
     ('"shapes"', "0"), ("lr = 0.1", 'lr = "0.1"'), ("epochs = 2", "epochs = 2.5"), ("epochs = 2", "epochs = true"),
-    ("batch_size = 4", "batch_size = [4]"), ('"onecycle"\nlr', '"triangle"\nlr'), ("lr = 0.1", "lr = nan"),
+    ("batch_size = 4", "batch_size = [4]"), ('"onecycle"\nlr', '"square"\nlr'), ("lr = 0.1", "lr = nan"),
     ("[recipe]", "recipe = 3\n[other]"), ("epochs = 2", "epochs = 2\nshortcut = 1"),
     ("epochs = 2", "epochs = " + "[" * 3000)])
 def test_a_changed_config_is_one_sentence(old, new, tmp_path):

@@ -9,8 +9,8 @@ from safetensors.numpy import load_file, save_file
 from minires.errors import UserError
 from minires.files import load_tensors, save_tensors, write_atomically
 from minires.layers import BatchNorm2d, Linear
-from minires.optim import SGD
-from minires.schedules import CosineLR, MultiStepLR, OneCycleLR, WarmUp
+from minires.optim import SGD, Muon
+from minires.schedules import CosineLR, MultiStepLR, OneCycleLR, TriangleLR, WarmUp
 from minires.training import RECIPES, ModelCard, Settings, build_run, load_model, make_recipe
 from minires.training.metrics import read_metrics, write_metrics
 from minires.training.recipes import default_epochs
@@ -101,13 +101,15 @@ def test_metrics_round_trip_and_damage(tmp_path):
 def test_recipes_build_what_they_say():
     norm, linear = BatchNorm2d(3), Linear(3, 2)
     parameters = norm.parameters() + linear.parameters()
-    kinds = {"onecycle": OneCycleLR, "he2015": MultiStepLR, "cosine": WarmUp}
+    kinds = {"onecycle": OneCycleLR, "he2015": MultiStepLR, "cosine": WarmUp, "budget": TriangleLR, "quick": TriangleLR,
+             "speedrun": TriangleLR, "speedrun_sgd": TriangleLR}
     assert RECIPES.keys() == kinds.keys()
     for name, kind in kinds.items():
         optimiser = RECIPES[name].make_optimiser(parameters)
         schedule = RECIPES[name].make_schedule(optimiser, 400)
-        assert type(optimiser) is SGD and type(schedule) is kind
+        assert type(optimiser) is (Muon if name == "speedrun" else SGD) and type(schedule) is kind
         assert max(schedule.lr_at(step) for step in range(400)) == pytest.approx(RECIPES[name].lr, rel=0.01)
+    schedule = RECIPES["cosine"].make_schedule(RECIPES["cosine"].make_optimiser(parameters), 400)
     assert isinstance(schedule.schedule, CosineLR) and schedule.steps == 20
     he = RECIPES["he2015"].make_schedule(RECIPES["he2015"].make_optimiser(parameters), 64_000)
     assert he.milestones == [32_000, 48_000]  # section 4.2 of the paper

@@ -12,6 +12,7 @@ from minires.errors import UserError
 from minires.layer import Sequential, inference_mode
 from minires.layers import BasicBlock, Bottleneck, PlainBlock, Residual
 from minires.models import ResNet
+from minires.models.speedrun import ConvGroup, Speedrun
 from minires.study.forward_mode.rules import LAYER_RULES, LOSS_RULES
 from minires.study.gradcheck import LayerState, LossLayer
 
@@ -111,7 +112,7 @@ def _loss(layer, x, v, tangents):
     return np.array([value]), np.array([change])
 
 
-CHAINS = (Sequential, PlainBlock, ResNet)
+CHAINS = (Sequential, PlainBlock, ResNet, ConvGroup, Speedrun)
 RESIDUALS = (BasicBlock, Bottleneck)
 RULES = {**LAYER_RULES, **dict.fromkeys(CHAINS, _chain), **dict.fromkeys(RESIDUALS, _residual), Residual: _sum,
          LossLayer: _loss}
