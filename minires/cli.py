@@ -14,12 +14,16 @@ import typer
 
 from minires.bench.command import bench
 from minires.commands.doctor import doctor
+from minires.commands.evaluate import evaluate
 from minires.commands.exercise import exercise
 from minires.commands.gradcheck import gradcheck
-from minires.commands.options import DataDir, Device, Shortcut, Threads, use_threads
+from minires.commands.options import CHECKPOINT, DataDir, Device, Mean, Shortcut, Std, Stem, Threads, use_threads
 from minires.commands.plan import plan
 from minires.commands.plot import plot
+from minires.commands.predict import predict
 from minires.commands.study import study
+from minires.commands.summary import summary
+from minires.commands.tune import begin_from, require_head
 from minires.commands.warmup import warmup
 from minires.commands.xray import xray
 from minires.errors import UserError
@@ -32,10 +36,13 @@ _UsageError = typer.BadParameter.__base__  # typer shows this class under no nam
 @app.command()
 def train(
     context: typer.Context,
-    model: Annotated[str, typer.Option(help="resnet20 32 44 56 110, plain20 .. plain110, or resnet18 34 50 101 152."
-                                       )] = "resnet20",
+    model: Annotated[str, typer.Option(help="resnet20 32 44 56 110, plain20 .. plain110, resnet18 34 50 101 152, or your "
+                                            "own, FILE.py:function.")] = "resnet20",
     dataset: Annotated[str, typer.Option(help="shapes, cifar10, or a folder.")] = "shapes",
     data_dir: DataDir = None,
+    size: Annotated[int | None, typer.Option(help="Pixels a side of a folder's pictures: the shorter side is resized, the "
+                                                  "middle cropped. By default they are squares of one size, and stay.",
+                                             show_default=False)] = None,
     epochs: Annotated[int | None, typer.Option(help="By default 8 for shapes, 30 for others.",
                                                show_default=False)] = None,
     batch_size: Annotated[int, typer.Option(help="Images a step.")] = 128,
@@ -44,6 +51,16 @@ def train(
                                              show_default=False)] = None,
     weight_decay: Annotated[float | None, typer.Option(help="Instead of the recipe's.", show_default=False)] = None,
     shortcut: Shortcut = None,
+    stem: Stem = None,
+    start: Annotated[Path | None, typer.Option("--from", help=f"Begin from trained weights. {CHECKPOINT}",
+                                               show_default=False)] = None,
+    freeze: Annotated[list[str] | None, typer.Option(metavar="PATTERN", help="Parameters that stay as they are, such as "
+                                                     "'layer1.*', several times for several; '*' is all but the last layer.",
+                                                     show_default=False)] = None,
+    head: Annotated[int | None, typer.Option(help="With --from: begin with a new last layer of so many outputs, as is done "
+                                                  "anyway where the classes are others.", show_default=False)] = None,
+    mean: Mean = None,
+    std: Std = None,
     validation: Annotated[int, typer.Option(help="Training images to hold out and choose best.safetensors by; "
                                                  "with 0 best is last.")] = 0,
     seed: Annotated[int, typer.Option(help="Of initial weights, batches, augmentation and the split.")] = 0,
@@ -60,18 +77,20 @@ def train(
 ):
     """Train a network and write a run: config.toml, metrics.jsonl, weights, curves.png."""
     from minires import arguments
+    from minires.models.own import absolute
     from minires.training.recipes import default_epochs, make_recipe
     from minires.training.run import Settings, begin_run, build_run, read_config
     from minires.training.stopping import Stopped
 
     use_threads(threads)
-    save_every = arguments.seconds("--save-every", save_every)
+    save_every, source = arguments.seconds("--save-every", save_every), None
     if resume is not None:
         resume = arguments.path("--resume", resume)
         given = [name for name in context.params if context.get_parameter_source(name).name == "COMMANDLINE"]
         refused = [name for name in given if name not in ("resume", "threads", "device", "save_every")]
         if refused:
-            raise UserError(f"--{refused[0].replace('_', '-')} cannot be combined with --resume: a resumed run keeps "
+            option = {"start": "from"}.get(refused[0], refused[0].replace("_", "-"))
+            raise UserError(f"--{option} cannot be combined with --resume: a resumed run keeps "
                             f"the settings in {resume}/config.toml")
         settings, folder = read_config(resume), resume
     else:
@@ -80,10 +99,14 @@ def train(
         out = None if out is None else arguments.path("--out", out)
         if dataset not in ("shapes", "cifar10") and arguments.path("--dataset", dataset).is_dir():
             dataset = str(arguments.path("--dataset", dataset).absolute())  # so that the run can be resumed from anywhere
-        settings = Settings(model, dataset, recipe, make_recipe(recipe, lr, weight_decay), epochs, batch_size, seed,
-                            validation, shortcut, data_dir, on_nonfinite)
+        settings = Settings(absolute(model), dataset, recipe, make_recipe(recipe, lr, weight_decay), epochs, batch_size,
+                            seed, validation, shortcut, data_dir, on_nonfinite, {} if stem is None else {"stem": stem},
+                            size, freeze=tuple(freeze or ()))
+        named = context.get_parameter_source("model").name == "COMMANDLINE"
+        settings, source = begin_from(settings, start, model if named else None, head, mean, std)
         folder = None
-    trainer, card = build_run(settings, folder, device, save_every=save_every)
+    trainer, card = build_run(settings, folder, device, save_every=save_every, source=source, new_head=head is not None)
+    require_head(head, card)
     if device == "cpu":
         importlib.import_module("minires.backends.cpu")  # a back end that refuses does so before a run's folder is made
     if resume is not None:
@@ -106,101 +129,8 @@ def train(
                f"curves.png are in {folder}")
 
 
-@app.command("eval")
-def evaluate(
-    checkpoint: Annotated[Path, typer.Option(help="A .safetensors file of a run, or PyTorch's .pth or .th.")],
-    dataset: Annotated[str | None, typer.Option(help="By default what the checkpoint was trained on, else cifar10.",
-                                                show_default=False)] = None,
-    data_dir: DataDir = None,
-    records: Annotated[Path | None, typer.Option(help="A file of CIFAR-10 records (.bin), instead of a data set.",
-                                                 show_default=False)] = None,
-    model: Annotated[str | None, typer.Option(help="For a checkpoint that does not name its network.",
-                                              show_default=False)] = None,
-    shortcut: Shortcut = None,
-    mean: Annotated[str | None, typer.Option(help="Of each channel, pixels in [0, 1], as 0.485,0.456,0.406; "
-                                                  "for a checkpoint that does not say.", show_default=False)] = None,
-    std: Annotated[str | None, typer.Option(help="Likewise.", show_default=False)] = None,
-    threads: Threads = None,
-    device: Device = "cpu",
-):
-    """Evaluate a checkpoint: loss, accuracy, and the accuracy of each class."""
-    from minires.backends import require_device
-    from minires.evaluation import open_checkpoint, open_test_set
-    from minires.losses import CrossEntropyLoss
-    from minires.training.metrics import evaluate as score_of
-
-    use_threads(threads)
-    require_device(device)
-    network, card = open_checkpoint(checkpoint, model, shortcut, mean, std)
-    test = open_test_set(card, dataset, data_dir, records)
-    score = score_of(network.to(device), CrossEntropyLoss(), card.loader(test), device)
-    width = max(map(len, test.classes))
-    for name, accuracy, seen in zip(test.classes, score.class_accuracy, score.seen, strict=True):
-        typer.echo(f"{name:{width}}  {accuracy:7.2%}  of {seen:,}" if seen else f"{name:{width}}     none here")
-    typer.echo(f"loss {score.loss:.4f}")
-    typer.echo(f"accuracy {score.accuracy:.2%} ({score.correct.sum():,} of {score.images:,})")
-
-
-@app.command()
-def predict(
-    images: Annotated[list[Path], typer.Argument(help="Picture files.")],
-    checkpoint: Annotated[Path | None, typer.Option(help="Weights of minires train; by default the newest run's in "
-                                                         "runs/.", show_default=False)] = None,
-    threads: Threads = None,
-):
-    """Name what is on pictures: the three most likely classes of each."""
-    from minires.evaluation import predict_classes, read_image
-    from minires.training.card import load_model
-    from minires.training.run import newest_weights
-
-    use_threads(threads)
-    if checkpoint is None:
-        checkpoint = newest_weights()
-        typer.echo(f"using {checkpoint}", err=True)
-    network, card = load_model(checkpoint)
-    pictures = [read_image(path, card.image_size) for path in images]  # all of them before the first is shown
-    for path, (pixels, note) in zip(images, pictures, strict=True):
-        best = "   ".join(f"{name} {p:.1%}" for name, p in predict_classes(network, card, pixels)[:3])
-        typer.echo(f"{path}: {best}{f'   ({note})' if note else ''}")
-
-
-@app.command()
-def summary(
-    model: Annotated[str, typer.Argument(help="A model's name, such as resnet20.")],
-    shortcut: Shortcut = None,
-    stem: Annotated[str | None, typer.Option(help="cifar or imagenet, for resnet18 to resnet152.",
-                                             show_default=False)] = None,
-    num_classes: Annotated[int, typer.Option(help="Outputs of the last layer.")] = 10,
-    image_size: Annotated[int | None, typer.Option(help="Pixels a side; by default 32, with the imagenet stem 224.",
-                                                   show_default=False)] = None,
-):
-    """List a network's layers: output shapes, parameters, multiply-adds."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from minires.models import build_model
-    from minires.models.summary import summarise
-
-    size = image_size if image_size is not None else 224 if stem == "imagenet" else 32
-    layers = summarise(build_model(model, num_classes, shortcut, stem), size)
-    table = Table(box=None, pad_edge=False, show_footer=True)
-    table.add_column("layer", footer="total", no_wrap=True)
-    table.add_column("kind", no_wrap=True)
-    table.add_column("output H x W x C", justify="right", no_wrap=True)
-    totals = f"{sum(row.parameters for row in layers):,}", f"{sum(row.multiply_adds for row in layers):,}"
-    for name, total in zip(("parameters", "multiply-adds"), totals, strict=True):
-        table.add_column(name, justify="right", footer=total, no_wrap=True)
-    for row in layers:
-        shape = " x ".join(map(str, row.output_shape))
-        table.add_row(row.name, row.kind, shape, f"{row.parameters:,}" if row.parameters else "",
-                      f"{row.multiply_adds:,}" if row.multiply_adds else "")
-    console = Console(highlight=False)
-    # A pipe has no width of its own, and a table cut off at 80 columns would lose its numbers.
-    console.print(table, width=None if console.is_terminal else 120)
-    console.print(f"{model} on one {size} x {size} image; convolutions and linear layers are counted", style="dim")
-
-
-for command in (plan, gradcheck, bench, warmup, doctor, xray):
+app.command("eval")(evaluate)
+for command in (predict, summary, plan, gradcheck, bench, warmup, doctor, xray):
     app.command()(command)
 app.add_typer(exercise, name="exercise")
 app.add_typer(plot, name="plot")

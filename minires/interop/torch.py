@@ -61,6 +61,14 @@ def load_torch_weights(model, source):
     return model.load_state_dict({name: _from_torch(array) for name, array in found.items()})
 
 
+def read_weights(path):
+    """{key: array or tensor} of a file of PyTorch's, or a .safetensors in its layouts, as it is: for `load_torch_weights`.
+
+    UserError for a missing or damaged file, and for torch not being installed.
+    """
+    return _read(path)[0]
+
+
 def to_torch_state_dict(model):
     """{name: NumPy array} of parameters and running statistics in PyTorch's layouts, for `module.load_state_dict`
     (after torch.from_numpy) or any other reader. Keys are this project's, which are PyTorch's: layer1.0.conv1.weight.
