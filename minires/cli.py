@@ -1,5 +1,5 @@
-"""The command line: minires train | eval | predict | summary | plan | gradcheck | xray | exercise | study | plot | bench |
-warmup | doctor.
+"""The command line: minires train | eval | predict | export | summary | plan | gradcheck | xray | exercise | study | plot |
+bench | warmup | doctor.
 
 Exit codes: 0 done, 1 a fault of ours, a gradient that is wrong or a mistake that `doctor RUN` found, 2 wrong input, 128 and
 the signal's number stopped by it (130 by Ctrl-C). Each command imports what it needs when it runs, so that `minires --help`
@@ -16,6 +16,7 @@ from minires.bench.command import bench
 from minires.commands.doctor import doctor
 from minires.commands.evaluate import evaluate
 from minires.commands.exercise import exercise
+from minires.commands.export import export
 from minires.commands.gradcheck import gradcheck
 from minires.commands.options import CHECKPOINT, DataDir, Device, Mean, Shortcut, Std, Stem, Threads, use_threads
 from minires.commands.plan import plan
@@ -130,7 +131,7 @@ def train(
 
 
 app.command("eval")(evaluate)
-for command in (predict, summary, plan, gradcheck, bench, warmup, doctor, xray):
+for command in (predict, summary, export, plan, gradcheck, bench, warmup, doctor, xray):
     app.command()(command)
 app.add_typer(exercise, name="exercise")
 app.add_typer(plot, name="plot")

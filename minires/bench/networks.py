@@ -1,13 +1,17 @@
 """The networks that are timed: a name of minires.models, or NAME@SIZE with the ImageNet stem on images of that size."""
 from minires.errors import UserError
 from minires.models import MODELS, build_model
+from minires.models.own import is_own
 from minires.models.resnet import IMAGENET_LAYOUTS
 
 MOST_PIXELS = 512  # a side
 
 
 def parts(model):
-    """"resnet50@224" -> ("resnet50", "imagenet", 224), "resnet20" -> ("resnet20", "cifar", 32). UserError for other text."""
+    """"resnet50@224" -> ("resnet50", "imagenet", 224), "resnet20" -> ("resnet20", "cifar", 32), and FILE.py:function likewise.
+    UserError for other text."""
+    if is_own(model):
+        return model, "cifar", 32
     name, at, size = model.partition("@")
     if name not in MODELS:
         raise UserError(f"--models {model} is unknown: choose from {', '.join(MODELS)}, or one of the ImageNet family "
