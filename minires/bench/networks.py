@@ -8,8 +8,10 @@ MOST_PIXELS = 512  # a side
 
 
 def parts(model):
-    """"resnet50@224" -> ("resnet50", "imagenet", 224), "resnet20" -> ("resnet20", "cifar", 32), and FILE.py:function likewise.
-    UserError for other text."""
+    """"resnet50@224" -> ("resnet50", "imagenet", 224), "resnet20" -> ("resnet20", "cifar", 32), as does FILE.py:function.
+
+    UserError for other text.
+    """
     if is_own(model):
         return model, "cifar", 32
     name, at, size = model.partition("@")
