@@ -4,6 +4,7 @@
     python -m benchmarks.kernels    each kernel against the roofline of the machine, beside naive loops and im2col
     python -m benchmarks.scaling    threads, batch size, depth
     python -m benchmarks.rewrites   what each rewrite of a plan earns
+    python -m benchmarks.finetune   published weights on 500 images of two classes, against training from scratch
     python -m benchmarks.cuda_floor operations, bytes and least times of the CUDA kernels, computed
     python -m benchmarks.same_batches  one recipe in both engines on the same batches: accuracy over time
     python -m benchmarks.table      the README's table, from results/vs_torch.json

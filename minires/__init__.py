@@ -7,7 +7,7 @@ The names that a script needs most, as minires.NAME (loaded when first used: num
     Sequential         layers one after another
     inference_mode     `with inference_mode():` forward keeps nothing for backward
     build_model        a network by name: "resnet8" .. "resnet110", "plain8" .. "plain110", "resnet18" .. "resnet152", or
-                       "resnet" of any design
+                       "resnet" of any design, or yours, "FILE.py:function"
     seed               start anew the random numbers of layers that are made without `rng`
     CrossEntropyLoss   softmax and cross-entropy; loss.forward(y, target) is a number, loss.backward() is dy
     MSELoss            the mean of the squared differences
@@ -17,6 +17,7 @@ The names that a script needs most, as minires.NAME (loaded when first used: num
     check_gradients    prove a layer's backward against numerical differences
     use_backend        `with use_backend("reference"):` compute by the plain NumPy operators
     set_num_threads    how many threads the CPU kernels use
+    save, load         a network's weights, and what rebuilds it, into a file and back
     compile            a training step, or a forward pass, planned: the same numbers, sooner and in less memory
     UserError          every mistake of the caller's, in one sentence
 
@@ -59,7 +60,7 @@ _HOMES = {
     "seed": "init", "build_model": "models", "compile": "plan",
     "use_backend": "backends", "set_num_threads": "backends",
     "CrossEntropyLoss": "losses", "MSELoss": "losses", "SGD": "optim", "AdamW": "optim",
-    "Trainer": "training", "check_gradients": "study", "UserError": "errors",
+    "Trainer": "training", "save": "training", "load": "training", "check_gradients": "study", "UserError": "errors",
 }
 __all__ = ["__version__", *_HOMES]
 

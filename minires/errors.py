@@ -1,4 +1,5 @@
-"""The exception for a user's mistake; the command line prints it as a sentence and exits with 2."""
+"""The exception for a user's mistake, a sentence that the command line prints before it exits with 2; and notes."""
+import sys
 
 
 class UserError(ValueError):
@@ -13,3 +14,8 @@ class UserError(ValueError):
 
 class WriteError(UserError, OSError):
     """A file that cannot be written. strerror: the system's reason, for a message that knows more of the file's purpose."""
+
+
+def note(text):
+    """Say something that is no mistake and should be known, in a line on stderr."""
+    print(f"minires: {text}", file=sys.stderr)

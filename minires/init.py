@@ -1,4 +1,6 @@
 """Initial weights, and the random numbers that they come from: a generator or a seed, passed in as `rng`."""
+from contextlib import contextmanager
+
 import numpy as np
 
 from minires.arguments import integer, is_integer, shown
@@ -11,6 +13,18 @@ def seed(number):
     """Start anew what layers made without `rng` draw: the same program after the same seed makes the same weights."""
     global _seeds
     _seeds = np.random.SeedSequence(integer("seed", number, 0))
+
+
+@contextmanager
+def seeded(number):
+    """Inside, layers made without `rng` draw as after seed(number); afterwards what they drew before goes on."""
+    global _seeds
+    found = _seeds
+    seed(number)
+    try:
+        yield
+    finally:
+        _seeds = found
 
 
 def default_rng(rng=None):

@@ -27,8 +27,8 @@ def _batch_sizes(text):
 
 def bench(
     vs: Annotated[str | None, typer.Option(help="torch: side by side with PyTorch.", show_default=False)] = None,
-    models: Annotated[str, typer.Option(help="Networks, comma-separated: any name, and resnet50@224 and the "
-                                          "like with the ImageNet stem.")] = "resnet20,resnet56,resnet18",
+    models: Annotated[str, typer.Option(help="Networks, comma-separated: any name, FILE.py:function, and resnet50@224 "
+                                          "and the like with the ImageNet stem.")] = "resnet20,resnet56,resnet18",
     batches: Annotated[str | None, typer.Option(help="Batch sizes; by default 128,32,1 (64,32,1 for training resnet18 "
                                                      "to 152, 8,1 with a size).",
                                                 show_default=False)] = None,
@@ -52,6 +52,7 @@ def bench(
     from minires.bench.machine import describe_machine
     from minires.bench.networks import default_batches, parts
     from minires.files import write_atomically
+    from minires.models.own import is_own
 
     if quick:
         models, batches, work, variants, repetitions = "resnet20", "32", "training", "eager,channels_last", 3
@@ -66,6 +67,8 @@ def bench(
         raise UserError(f"--json {json_file} cannot be written: the folder {json_file.parent} is not there")
     models, work = [name.strip() for name in models.split(",")], _chosen("--work", work, compare.WORK)
     for model in models:
+        if vs and is_own(model):
+            raise UserError(f"--models {model} is a network of your own, of which PyTorch has no twin: leave --vs out")
         parts(model)
     engines = ["minires", *(_chosen("--variants", variants, VARIANTS) if vs else ())]
     sizes = None if batches is None else _batch_sizes(batches)

@@ -38,6 +38,7 @@ def write_inputs(folder, model, batch):
     from minires.interop.torch import to_torch_state_dict
     from minires.layer import inference_mode
     from minires.layers import BatchNorm2d
+    from minires.models.own import is_own, short
 
     shapes, size = make_shapes(max(batch, 16), seed=0), parts(model)[2]
     near = np.arange(size) * shapes.images.shape[1] // size  # the nearest pixel
@@ -48,10 +49,10 @@ def write_inputs(folder, model, batch):
         layer.momentum = 1.0
     with inference_mode():
         network.forward(x[:32])
-    setup = {name: str(Path(folder) / f"{name}-{model}-{batch}.npz") for name in ("data", "weights", "torch_weights")}
+    setup = {name: str(Path(folder) / f"{name}-{short(model)}-{batch}.npz") for name in ("data", "weights", "torch_weights")}
     np.savez(setup["data"], x=x[:batch], target=shapes.labels[:batch])
     np.savez(setup["weights"], **network.state_dict())
-    np.savez(setup["torch_weights"], **to_torch_state_dict(network))
+    np.savez(setup["torch_weights"], **({} if is_own(model) else to_torch_state_dict(network)))
     return setup
 
 

@@ -1,13 +1,19 @@
 """The networks that are timed: a name of minires.models, or NAME@SIZE with the ImageNet stem on images of that size."""
 from minires.errors import UserError
 from minires.models import RESNETS, build_model
+from minires.models.own import is_own
 
 MOST_PIXELS = 512  # a side
 WIDE = [name for name, design in RESNETS.items() if "stem" not in design]  # the ImageNet family, with either stem
 
 
 def parts(model):
-    """"resnet50@224" -> ("resnet50", "imagenet", 224), "resnet20" -> ("resnet20", "cifar", 32). UserError for other text."""
+    """"resnet50@224" -> ("resnet50", "imagenet", 224), "resnet20" -> ("resnet20", "cifar", 32), as does FILE.py:function.
+
+    UserError for other text.
+    """
+    if is_own(model):
+        return model, "cifar", 32
     name, at, size = model.partition("@")
     if name not in RESNETS:
         raise UserError(f"--models {model} is unknown: choose from {', '.join(RESNETS)}, or one of the ImageNet family "

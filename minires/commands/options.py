@@ -1,5 +1,6 @@
 """Options that several commands share, and what is refused of them before the work begins."""
 import os
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,6 +13,17 @@ DataDir = Annotated[str | None, typer.Option(help="Folder that holds CIFAR-10 (c
                                              show_default=False)]
 Shortcut = Annotated[str | None, typer.Option(help="A (identity, zero-padded channels) or B (1x1 projection); "
                                                    "by default the family's own.", show_default=False)]
+CHECKPOINT = "A run's folder (its best epoch), a .safetensors file of a run, or PyTorch's .pth or .th."
+Stem = Annotated[str | None, typer.Option(help="cifar or imagenet, for resnet18 to resnet152.", show_default=False)]
+Model = Annotated[str | None, typer.Option("--model", help="For a checkpoint that does not name its network: a name, "
+                                                    "or FILE.py:function.", show_default=False)]
+Mean = Annotated[str | None, typer.Option(help="Of each channel, pixels in [0, 1], as 0.485,0.456,0.406 (ImageNet's); for a "
+                                               "checkpoint that does not say.", show_default=False)]
+Std = Annotated[str | None, typer.Option(help="Likewise.", show_default=False)]
+Records = Annotated[Path | None, typer.Option(help="A file of CIFAR-10 records (.bin), instead of a data set.",
+                                              show_default=False)]
+Data = Annotated[str | None, typer.Option("--dataset", help="By default what the checkpoint was trained on, else "
+                                                      "cifar10.", show_default=False)]
 
 
 def use_threads(threads):

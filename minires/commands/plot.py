@@ -5,7 +5,20 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
-from minires.commands.options import DataDir, Shortcut, Threads, require_picture, use_threads
+from minires.commands.options import (
+    CHECKPOINT,
+    Data,
+    DataDir,
+    Mean,
+    Model,
+    Records,
+    Shortcut,
+    Std,
+    Stem,
+    Threads,
+    require_picture,
+    use_threads,
+)
 from minires.errors import UserError
 
 FIRST_IMAGES = 6  # of the test set, where nobody chooses
@@ -24,16 +37,7 @@ class _CurvesByDefault(TyperGroup):
 plot = typer.Typer(cls=_CurvesByDefault, help="Draw pictures of runs and networks. `minires plot RUN ...` draws the curves "
                                               "of runs (a folder named like a command: ./filters).")
 
-Checkpoint = Annotated[Path, typer.Argument(help="A run's folder (its best weights), a .safetensors file of a run, or "
-                                                 "PyTorch's .pth or .th.")]
-Model = Annotated[str | None, typer.Option(help="For a checkpoint that does not name its network.", show_default=False)]
-Mean = Annotated[str | None, typer.Option(help="Of each channel, pixels in [0, 1], as 0.485,0.456,0.406; for a checkpoint "
-                                               "that does not say.", show_default=False)]
-Std = Annotated[str | None, typer.Option(help="Likewise.", show_default=False)]
-Data = Annotated[str | None, typer.Option("--dataset", help="By default what the checkpoint was trained on, else cifar10.",
-                                          show_default=False)]
-Records = Annotated[Path | None, typer.Option(help="A file of CIFAR-10 records (.bin), instead of a data set.",
-                                              show_default=False)]
+Checkpoint = Annotated[Path, typer.Argument(help=CHECKPOINT)]
 Pictures = Annotated[list[Path] | None, typer.Option("--image", help="A picture file, instead of test images; several "
                                                                      "times for several.", show_default=False)]
 Indices = Annotated[list[int] | None, typer.Option("--index", help="A test image by number; several times for several. "
@@ -65,31 +69,35 @@ def curves(
 
 
 @plot.command()
-def filters(checkpoint: Checkpoint, model: Model = None, shortcut: Shortcut = None, mean: Mean = None, std: Std = None,
-            out: Annotated[Path, typer.Option(help="The picture.")] = Path("filters.png")):
+def filters(
+    checkpoint: Checkpoint, model: Model = None, shortcut: Shortcut = None, stem: Stem = None, mean: Mean = None,
+    std: Std = None, out: Annotated[Path, typer.Option(help="The picture.")] = Path("filters.png"),
+):
     """Draw the filters of the first convolution."""
     from minires.plots.network import draw_filters
 
     require_picture(out)
-    network, _ = _open(checkpoint, model, shortcut, mean, std)
+    network, _ = _open(checkpoint, model, shortcut, stem, mean, std)
     weight = next(parameter.data for parameter in network.parameters())
     draw_filters(weight, out)
     typer.echo(f"drew {weight.shape[-1]} filters into {out}")
 
 
 @plot.command()
-def features(checkpoint: Checkpoint,
-             layer: Annotated[str, typer.Option(help="The layer's name, as in minires summary: conv1, layer1.0 ..")],
-             model: Model = None, shortcut: Shortcut = None, mean: Mean = None, std: Std = None, image: Pictures = None,
-             index: Indices = None, dataset: Data = None, data_dir: DataDir = None, records: Records = None,
-             threads: Threads = None, out: Annotated[Path, typer.Option(help="The picture.")] = Path("features.png")):
+def features(
+    checkpoint: Checkpoint,
+    layer: Annotated[str, typer.Option(help="The layer's name, as in minires summary: conv1, layer1.0 ..")],
+    model: Model = None, shortcut: Shortcut = None, stem: Stem = None, mean: Mean = None, std: Std = None,
+    image: Pictures = None, index: Indices = None, dataset: Data = None, data_dir: DataDir = None, records: Records = None,
+    threads: Threads = None, out: Annotated[Path, typer.Option(help="The picture.")] = Path("features.png"),
+):
     """Draw what a layer makes of one image, channel by channel."""
     from minires.plots.network import draw_features
     from minires.study.seeing import feature_maps
 
     require_picture(out)
     use_threads(threads)
-    network, card = _open(checkpoint, model, shortcut, mean, std)
+    network, card = _open(checkpoint, model, shortcut, stem, mean, std)
     pixels, x = _images(card, image, index if image else index or [0], dataset, data_dir, records)
     if len(pixels) > 1:
         raise UserError(f"features are drawn of one image, got {len(pixels)}: name one with --image or --index")
@@ -99,20 +107,22 @@ def features(checkpoint: Checkpoint,
 
 
 @plot.command()
-def gradcam(checkpoint: Checkpoint,
-            layer: Annotated[list[str] | None, typer.Option(help="A layer's name; several times for several. By default "
-                                                                 "the end of each stage.", show_default=False)] = None,
-            class_name: ClassName = None, model: Model = None, shortcut: Shortcut = None, mean: Mean = None,
-            std: Std = None, image: Pictures = None, index: Indices = None, dataset: Data = None, data_dir: DataDir = None,
-            records: Records = None, threads: Threads = None,
-            out: Annotated[Path, typer.Option(help="The picture.")] = Path("gradcam.png")):
+def gradcam(
+    checkpoint: Checkpoint,
+    layer: Annotated[list[str] | None, typer.Option(help="A layer's name; several times for several. By default the end of "
+                                                         "each stage.", show_default=False)] = None,
+    class_name: ClassName = None, model: Model = None, shortcut: Shortcut = None, stem: Stem = None, mean: Mean = None,
+    std: Std = None, image: Pictures = None, index: Indices = None, dataset: Data = None, data_dir: DataDir = None,
+    records: Records = None, threads: Threads = None,
+    out: Annotated[Path, typer.Option(help="The picture.")] = Path("gradcam.png"),
+):
     """Draw where a layer sees the evidence for a class (Grad-CAM)."""
     from minires.plots.network import draw_grad_cam
     from minires.study.seeing import grad_cam
 
     require_picture(out)
     use_threads(threads)
-    network, card = _open(checkpoint, model, shortcut, mean, std)
+    network, card = _open(checkpoint, model, shortcut, stem, mean, std)
     pixels, x = _images(card, image, index, dataset, data_dir, records)
     target, titles = _asked(network, card, x, class_name)
     names = layer or [name for name, _ in network.named_children() if name.startswith("layer")]
@@ -122,8 +132,8 @@ def gradcam(checkpoint: Checkpoint,
 
 @plot.command()
 def saliency(checkpoint: Checkpoint, class_name: ClassName = None, model: Model = None, shortcut: Shortcut = None,
-             mean: Mean = None, std: Std = None, image: Pictures = None, index: Indices = None, dataset: Data = None,
-             data_dir: DataDir = None, records: Records = None, threads: Threads = None,
+             stem: Stem = None, mean: Mean = None, std: Std = None, image: Pictures = None, index: Indices = None,
+             dataset: Data = None, data_dir: DataDir = None, records: Records = None, threads: Threads = None,
              out: Annotated[Path, typer.Option(help="The picture.")] = Path("saliency.png")):
     """Draw how much each pixel matters to a class: the gradient at the image, and gradient times input."""
     from minires.plots.network import draw_saliency
@@ -131,7 +141,7 @@ def saliency(checkpoint: Checkpoint, class_name: ClassName = None, model: Model 
 
     require_picture(out)
     use_threads(threads)
-    network, card = _open(checkpoint, model, shortcut, mean, std)
+    network, card = _open(checkpoint, model, shortcut, stem, mean, std)
     pixels, x = _images(card, image, index, dataset, data_dir, records)
     target, titles = _asked(network, card, x, class_name)
     dx = seeing.input_gradient(network, x, target)
@@ -140,11 +150,13 @@ def saliency(checkpoint: Checkpoint, class_name: ClassName = None, model: Model 
 
 
 @plot.command()
-def confusion(checkpoint: Checkpoint,
-              mistakes: Annotated[int, typer.Option(help="How many of the worst mistakes to show.", min=0, max=40)] = 20,
-              model: Model = None, shortcut: Shortcut = None, mean: Mean = None, std: Std = None, dataset: Data = None,
-              data_dir: DataDir = None, records: Records = None, threads: Threads = None,
-              out: Annotated[Path, typer.Option(help="The picture.")] = Path("confusion.png")):
+def confusion(
+    checkpoint: Checkpoint,
+    mistakes: Annotated[int, typer.Option(help="How many of the worst mistakes to show.", min=0, max=40)] = 20,
+    model: Model = None, shortcut: Shortcut = None, stem: Stem = None, mean: Mean = None, std: Std = None,
+    dataset: Data = None, data_dir: DataDir = None, records: Records = None, threads: Threads = None,
+    out: Annotated[Path, typer.Option(help="The picture.")] = Path("confusion.png"),
+):
     """Draw the confusion matrix of an evaluation, and its worst mistakes."""
     import numpy as np
 
@@ -154,7 +166,7 @@ def confusion(checkpoint: Checkpoint,
 
     require_picture(out)
     use_threads(threads)
-    network, card = _open(checkpoint, model, shortcut, mean, std)
+    network, card = _open(checkpoint, model, shortcut, stem, mean, std)
     test = open_test_set(card, dataset, data_dir, records)
     probabilities, target = classify(network, card.loader(test))
     predicted = probabilities.argmax(1)
@@ -169,8 +181,8 @@ def confusion(checkpoint: Checkpoint,
 @plot.command()
 def landscape(
     checkpoints: Annotated[list[Path], typer.Argument(help="Checkpoints of runs, as of a resnet and its plain twin.")],
-    model: Model = None, shortcut: Shortcut = None, mean: Mean = None, std: Std = None, dataset: Data = None,
-    data_dir: DataDir = None, records: Records = None,
+    model: Model = None, shortcut: Shortcut = None, stem: Stem = None, mean: Mean = None, std: Std = None,
+    dataset: Data = None, data_dir: DataDir = None, records: Records = None,
     images: Annotated[int, typer.Option(help="Training images to take the loss over, evenly spread.", min=1)] = 256,
     points: Annotated[int, typer.Option(help="Steps along a direction, for contours; curves get four times as many.",
                                         min=3, max=201)] = 17,
@@ -193,7 +205,7 @@ def landscape(
         raise UserError(f"span {span} is not above 0: expected a number such as 1")
     points += 1 - points % 2  # odd, so that the weights themselves are among the points
     grid, line = (np.linspace(-span, span, count) for count in (points, 4 * points - 3))
-    opened = [(str(path), *_open(path, model, shortcut, mean, std)) for path in checkpoints]
+    opened = [(str(path), *_open(path, model, shortcut, stem, mean, std)) for path in checkpoints]
     curves, surfaces, console = {}, {}, Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.file.isatty()) as bar:
         for name, network, card in opened:
@@ -209,18 +221,10 @@ def landscape(
     typer.echo(f"drew {len(curves)} {'landscape' if len(curves) == 1 else 'landscapes'} into {out}")
 
 
-def _open(checkpoint, model, shortcut, mean, std):
-    import numpy as np
-
+def _open(checkpoint, model, shortcut, stem, mean, std):
     from minires.evaluation import open_checkpoint
 
-    file = checkpoint / "best.safetensors" if checkpoint.is_dir() else checkpoint
-    network, card = open_checkpoint(file, model, shortcut, mean, std)
-    broken = [name for name, array in network.state_dict().items() if not np.isfinite(array).all()]
-    if broken:
-        raise UserError(f"checkpoint {file} holds numbers that are not finite, in {broken[0]}: its training diverged, there "
-                        "is nothing to see")
-    return network, card
+    return open_checkpoint(checkpoint, model, shortcut, mean, std, stem)
 
 
 def _images(card, files, indices, dataset, data_dir, records):
@@ -263,13 +267,9 @@ def _training_batches(card, count, dataset, data_dir, records):
     """A list of batches over `count` images, spread evenly over the training set (or the file of records)."""
     import numpy as np
 
-    from minires.data import load_dataset
-    from minires.data.cifar10 import read_records
+    from minires.evaluation import open_data
 
-    if records is not None and (dataset is not None or data_dir is not None):
-        raise UserError(f"--records {records} is the data to take the loss over: leave out --dataset and --data-dir")
-    chosen = card.dataset if dataset is None else dataset
-    train = read_records(records) if records is not None else load_dataset(chosen, data_dir)[0]
+    train = open_data(card, dataset, data_dir, records)[0]
     if len(train.classes) != card.num_classes:
         raise UserError(f"the checkpoint tells {card.num_classes} classes apart and the data has {len(train.classes)}: "
                         "take the data set it was trained for")

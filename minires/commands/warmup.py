@@ -9,7 +9,7 @@ from minires.errors import UserError
 
 
 def warmup(
-    model: Annotated[str, typer.Argument(help="A model's name, such as resnet20.")],
+    model: Annotated[str, typer.Argument(help="A model's name, such as resnet20, or FILE.py:function.")],
     batch_size: Annotated[int, typer.Option(help="Images a step.")] = 128,
     image_size: Annotated[int | None, typer.Option(help="Pixels a side; by default 32, with the imagenet stem 224.",
                                                    show_default=False)] = None,

@@ -5,11 +5,13 @@ from typing import Annotated
 
 import typer
 
-from minires.commands.options import DataDir, Shortcut, Threads, use_threads
+from minires.commands.options import DataDir, Mean, Model, Shortcut, Std, Stem, Threads, use_threads
+from minires.errors import UserError
 
 
 def xray(
-    target: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="A run's folder, or a model's name such as resnet56.")],
+    target: Annotated[str, typer.Argument(metavar="RUN|FILE|MODEL", help="A run's folder, a file of weights, or a model's "
+                                          "name such as resnet56.")],
     twin: Annotated[str | None, typer.Option(metavar="RUN|MODEL", help="What to hold it against; by default its plain twin, "
                                              "with the same weights.", show_default=False)] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the page; by default xray/ in the run, or xray/MODEL.",
@@ -19,21 +21,38 @@ def xray(
     data_dir: DataDir = None,
     images: Annotated[int, typer.Option(help="Images that gradients are taken on.")] = 32,
     train_steps: Annotated[int, typer.Option(help="Train a MODEL and its twin for so many steps of 128 images.")] = 0,
+    model: Model = None,
     shortcut: Shortcut = None,
+    stem: Stem = None,
+    mean: Mean = None,
+    std: Std = None,
     seed: Annotated[int, typer.Option(help="Of a model's weights, and of the images.")] = 0,
     threads: Threads = None,
 ):
     """See where gradients come from: identity or branch, by path length, against depth; cut shortcuts. Writes a page."""
+    from minires.models.own import short
     from minires.study.xray import Order, write_xray
     from minires.study.xray import xray as measure
     from minires.study.xray.page import require_folder
     from minires.study.xray.subject import is_run
 
     use_threads(threads)
-    order = Order(target, twin, dataset, data_dir, images, train_steps, seed, shortcut)
-    of_run = is_run(target)
+    opened = None
+    if Path(target).is_file():
+        from minires.evaluation import open_checkpoint
+
+        opened, shortcut = open_checkpoint(target, model, shortcut, mean, std, stem), None
+    else:
+        said = {"model": model, "stem": stem, "mean": mean, "std": std}
+        given = [name for name, value in said.items() if value is not None]
+        if given:
+            raise UserError(f"--{given[0]} is for a file of weights that does not say it, and {target} is none: leave it "
+                            "out")
+    order = Order(target, twin, dataset, data_dir, images, train_steps, seed, shortcut, opened)
+    of_run = opened is None and is_run(target)
     if out is None:
-        out = Path(target) / "xray" if of_run else Path("xray") / target
+        name = Path(target).stem if opened else short(target)
+        out = Path(target) / "xray" if of_run else Path("xray") / name
     require_folder(out)
     with _shown() as progress:
         report = measure(order, progress)

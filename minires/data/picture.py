@@ -1,4 +1,4 @@
-"""One picture from a file, as pixels: what `minires predict` sees is what training saw."""
+"""One picture from a file, as pixels: what `minires predict` sees is what training and `minires eval` saw."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ import warnings
 
 import numpy as np
 
+from minires.arguments import count
 from minires.errors import UserError
 
-SUFFIXES = {".png", ".jpg", ".jpeg"}
-OTHER_SUFFIXES = {".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".heic"}  # pictures, too, that are not read
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"}  # of a folder's pictures
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
-MOST_PIXELS = 2**24  # 4096 x 4096: a picture that unpacks to more is a slip, or meant to fill the memory
-_DEEP_MODES = ("I", "F")  # Pillow's names for 16- and 32-bit pixels begin so
+MOST_PIXELS = 2**26  # 8192 x 8192: a picture that unpacks to more is a slip, or meant to fill the memory
+_TRANSPARENT = ("RGBA", "LA", "PA", "RGBa", "La")
 
 
 def read_picture(path):
-    """A Pillow image of mode RGB: upright (its EXIF orientation applied), transparent parts on black, grey in all channels.
+    """A Pillow image of mode RGB: upright (its EXIF orientation applied), transparent parts on white, grey in all channels,
+    16-bit grey scaled to 8 bits, of an animation the first picture.
 
-    UserError for a file that is no picture, is damaged, has more than MOST_PIXELS or pixels of more than 8 bits a channel.
+    UserError for a file that is no picture, is damaged, has more than MOST_PIXELS, or pixels of 32 bits without a range.
     """
     from PIL import Image, ImageOps
 
@@ -30,14 +31,17 @@ def read_picture(path):
                 if pixels > MOST_PIXELS:
                     raise UserError(f"{path} has {picture.width} x {picture.height} pixels: expected at most "
                                     f"{MOST_PIXELS:,} in all, resize it first")
-                if mode.startswith(_DEEP_MODES):
-                    raise UserError(f"{path} has pixels of mode {mode}: expected 8 bits a channel, convert it first")
+                if mode in ("I", "F"):
+                    raise UserError(f"{path} has pixels of mode {mode}, whose black and white nothing says: expected 8 or "
+                                    "16 bits a channel, convert it first")
                 picture.load()
                 upright = ImageOps.exif_transpose(picture)
-                if upright.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in upright.info:
+                if mode.startswith("I;16"):
+                    values = np.asarray(upright).astype(np.uint32)
+                    upright = Image.fromarray(((values + 128) // 257).astype(np.uint8))
+                if upright.mode in _TRANSPARENT or "transparency" in upright.info:
                     upright = upright.convert("RGBA")
-                    black = Image.new("RGBA", upright.size, (0, 0, 0, 255))
-                    upright = Image.alpha_composite(black, upright)
+                    upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
                 return upright.convert("RGB")
     except UserError:
         raise
@@ -46,6 +50,20 @@ def read_picture(path):
                         "or .jpg file") from error
 
 
-def read_pixels(path) -> np.ndarray:
-    """(H, W, 3) uint8, see `read_picture`."""
-    return np.asarray(read_picture(path))
+def square(picture, size):
+    """A picture of mode RGB as (size, size, 3) uint8: its shorter side is made `size` pixels long, and the middle is taken.
+
+    One that is of that size already is left as it is, bit by bit.
+    """
+    from PIL import Image, ImageOps
+
+    size = count("size", size, 2**12)
+    if picture.size != (size, size):
+        picture = ImageOps.fit(picture, (size, size), Image.Resampling.BICUBIC)
+    return np.asarray(picture)
+
+
+def read_pixels(path, size=None) -> np.ndarray:
+    """(H, W, 3) uint8 of a picture's file, see `read_picture`; with a size (size, size, 3), see `square`."""
+    picture = read_picture(path)
+    return np.asarray(picture) if size is None else square(picture, size)

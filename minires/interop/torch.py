@@ -14,6 +14,7 @@ from minires.errors import UserError
 from minires.files import is_safetensors, load_tensors, write_atomically
 from minires.layer import Layer
 from minires.layers import Flatten
+from minires.models import ImageNetResNet
 
 TORCH_SUFFIXES = (".pt", ".pth", ".th")
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "weights", "params", "network", "model_state",
@@ -61,6 +62,14 @@ def load_torch_weights(model, source):
     return model.load_state_dict({name: _from_torch(array) for name, array in found.items()})
 
 
+def read_weights(path):
+    """{key: array or tensor} of a file of PyTorch's, or a .safetensors in its layouts, as it is: for `load_torch_weights`.
+
+    UserError for a missing or damaged file, and for torch not being installed.
+    """
+    return _read(path)[0]
+
+
 def to_torch_state_dict(model):
     """{name: NumPy array} of parameters and running statistics in PyTorch's layouts, for `module.load_state_dict`
     (after torch.from_numpy) or any other reader. Keys are this project's, which are PyTorch's: layer1.0.conv1.weight.
@@ -74,12 +83,19 @@ def to_torch_state_dict(model):
     return {name: np.ascontiguousarray(_to_torch(array)) for name, array in model.state_dict().items()}
 
 
-def save_torch_weights(model, path):
+def save_torch_weights(model, path, torchvision=False):
     """Write the model's weights in PyTorch's layouts: .safetensors (without torch), or .pt, .pth, .th (a plain state_dict).
 
-    The file appears whole or not at all. UserError for another suffix and for torch not being installed.
+    torchvision: with its names, `downsample` for `shortcut`, which its resnet18 to resnet152 load.
+    The file appears whole or not at all. UserError for another suffix, for torch not being installed, and for a network that
+    torchvision does not have.
     """
     path, state = Path(path), to_torch_state_dict(model)
+    if torchvision:
+        if not (isinstance(model, ImageNetResNet) and hasattr(model, "maxpool")):
+            raise UserError(f"torchvision has no network such as this {type(model).__name__}: expected resnet18 to 152 "
+                            "with the imagenet stem, write it as torch")
+        state = {name.replace(".shortcut.", ".downsample."): array for name, array in state.items()}
     if path.suffix == ".safetensors":
         from safetensors.numpy import save
 

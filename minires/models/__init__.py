@@ -1,8 +1,10 @@
 """The CIFAR and ImageNet ResNet families and their plain twins, by name, any other ResNet by its numbers, and `speedrun`."""
 import inspect
 
-from minires.arguments import shown
+from minires.arguments import shown, text
 from minires.errors import UserError
+from minires.init import default_rng
+from minires.models.own import absolute, build_own, is_own
 from minires.models.resnet import ResNet
 from minires.models.speedrun import Speedrun
 
@@ -31,8 +33,8 @@ MODELS = (*RESNETS, "speedrun")
 def build_model(name, num_classes=10, shortcut=None, stem=None, *, in_channels=3, rng=None, **design):
     """A network by name, He-initialised from `rng`, a Generator or a seed (seed 0 when none is given).
 
-    name: one of MODELS, or "resnet" for one of any design, which the other arguments of `ResNet` say (and those of
-    `minires.models.speedrun.Speedrun` a "speedrun"):
+    name: one of MODELS, FILE.py:function for what a function of your own makes (`minires.models.own`), or "resnet" for one
+    of any design, which the other arguments of `ResNet` say (and those of `minires.models.speedrun.Speedrun` a "speedrun"):
 
         build_model("resnet", blocks=(2, 2, 2), channels=(16, 32, 64), block="basic")
         build_model("resnet", blocks=(4, 4, 4), channels=(16, 32, 64), block="preactivation", width=10, dropout=0.3)
@@ -40,31 +42,47 @@ def build_model(name, num_classes=10, shortcut=None, stem=None, *, in_channels=3
     shortcut: "A" or "B" (default: A for the CIFAR family, B for all others).
     stem, not of the CIFAR family: "cifar" (3x3, no pooling; the default) or "imagenet" (7x7 stride 2 and max pooling).
     With 1,000 classes and the imagenet stem, parameters and keys (but for downsample, here shortcut) are torchvision's.
+    The network remembers how it was made in `built_as`, a dict of these arguments, for `minires.save`.
     UserError for an unknown name, shortcut or stem, and for an argument that the family does not have.
     """
-    if not isinstance(name, str) or name not in (*MODELS, "resnet"):
-        raise UserError(f"unknown model {shown(name)}: choose one of {', '.join(MODELS)}, or resnet with blocks and "
-                        "channels")
+    if not is_own(name) and (not isinstance(name, str) or name not in (*MODELS, "resnet")):
+        raise UserError(f"unknown model {shown(name)}: choose one of {', '.join(MODELS)}, resnet with blocks and "
+                        "channels, or FILE.py:function of your own")
+    shortcut, stem = text("shortcut", shortcut, optional=True), text("stem", stem, optional=True)
+    said = {"shortcut": shortcut, "stem": stem, "in_channels": None if in_channels == 3 else in_channels, **design}
+    said = {key: value for key, value in said.items() if value is not None}
+    network = _built(name, num_classes, said, rng)
+    network.built_as = {"name": absolute(name), "num_classes": num_classes, **said}
+    return network
+
+
+def _built(name, num_classes, said, rng):
+    if is_own(name):
+        if said:
+            raise UserError(f"{name} says itself what it makes, got {', '.join(said)}: leave that out")
+        return build_own(name, num_classes, default_rng(0 if rng is None else rng))
     if name == "speedrun":
-        if shortcut is not None or stem is not None:
-            raise UserError(f"speedrun has no shortcuts and one stem, got shortcut {shown(shortcut)} and stem "
-                            f"{shown(stem)}: leave them out")
-        return Speedrun(num_classes, in_channels=in_channels, rng=rng, **design)
+        refused = {"shortcut", "stem"} & said.keys()
+        if refused:
+            raise UserError(f"speedrun has no shortcuts and one stem, got {', '.join(sorted(refused))}: leave them out")
+        return Speedrun(num_classes, rng=rng, **said)
     known = inspect.signature(ResNet).parameters
-    if name != "resnet" and design:
-        raise UserError(f"{name} has its own {', '.join(design)}: leave that out, or choose resnet with blocks and channels")
-    if not design.keys() <= known.keys():
-        raise UserError(f"resnet has no {', '.join(design.keys() - known.keys())}: its arguments are {', '.join(known)}")
-    design = RESNETS.get(name, design)
+    further = said.keys() - {"shortcut", "stem", "in_channels"}
+    if name != "resnet" and further:
+        raise UserError(f"{name} has its own {', '.join(sorted(further))}: leave that out, or choose resnet with blocks and "
+                        "channels")
+    if not further <= known.keys():
+        raise UserError(f"resnet has no {', '.join(sorted(further - known.keys()))}: its arguments are {', '.join(known)}")
+    design = RESNETS.get(name, said)
     if not {"blocks", "channels"} <= design.keys():
         raise UserError("resnet needs blocks and channels of each stage: build_model('resnet', blocks=(2, 2, 2), "
                         "channels=(16, 32, 64))")
-    if stem is not None and stem != design.get("stem", stem):
+    stem = said.get("stem")
+    if name in RESNETS and stem is not None and stem != design.get("stem", stem):
         raise UserError(f"{name} has one stem, cifar, got stem {shown(stem)}: resnet18 to resnet152 have the imagenet stem")
-    if shortcut is not None and design.get("block") == "plain":
-        raise UserError(f"{name} has no shortcuts, got shortcut {shown(shortcut)}: leave it out")
-    given = {key: value for key, value in (("shortcut", shortcut), ("stem", stem)) if value is not None}
-    return ResNet(num_classes=num_classes, in_channels=in_channels, rng=rng, **design | given)
+    if "shortcut" in said and design.get("block") == "plain":
+        raise UserError(f"{name} has no shortcuts, got shortcut {shown(said['shortcut'])}: leave it out")
+    return ResNet(num_classes=num_classes, rng=rng, **design | said)
 
 
 __all__ = ["MODELS", "RESNETS", "ResNet", "Speedrun", "build_model"]

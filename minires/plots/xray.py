@@ -201,11 +201,15 @@ def draw_training(networks, path):
         ends = [list(record["blocks"].values()) for record in records]
         ratio.plot([record["at"] for record in records], [values[0] / values[-1] for values in ends], color=colour,
                    linewidth=1.8, marker="o", markersize=4, label=network["name"])
-        loss.plot(*zip(*network["losses"], strict=True), color=colour, linewidth=1.4, label=network["name"],
-                  marker="o" if len(network["losses"]) <= 15 else "", markersize=4)
+        if network["losses"]:
+            loss.plot(*zip(*network["losses"], strict=True), color=colour, linewidth=1.4, label=network["name"],
+                      marker="o" if len(network["losses"]) <= 15 else "", markersize=4)
         _log(axes)
         _legend(axes)
     _log(ratio)
     _legend(ratio)
-    _legend(loss)
+    if loss.lines:
+        _legend(loss)
+    else:  # of weights alone nothing is known of their training
+        loss.set_visible(False)
     save_png(figure, path)

@@ -57,7 +57,7 @@ def _missing(step, key, note):
 def _names(folder):
     """(names of the parameters, {name: place} of all tensors) of a run's network, in the order of computing."""
     settings = read_config(folder)
-    model = build_model(settings.model, shortcut=settings.shortcut)
+    model = build_model(settings.model, shortcut=settings.shortcut, **settings.options)
     return [name for name, _ in model.named_parameters()], {name: place for place, name in enumerate(model.state_dict())}
 
 

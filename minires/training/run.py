@@ -1,6 +1,6 @@
 """A run of the command line: its settings, the folder that holds them, and the Trainer they build."""
 import tomllib
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from itertools import count
 from pathlib import Path
 
@@ -10,15 +10,17 @@ import tomli_w
 import minires
 from minires import arguments
 from minires.backends import require_device
-from minires.data import Loader, channel_statistics, load_dataset, split_train_validation
+from minires.data import Loader, Standardise, channel_statistics, load_dataset, split_train_validation
 from minires.errors import UserError
-from minires.files import write_atomically
+from minires.files import plain_json, write_atomically
 from minires.losses import CrossEntropyLoss
 from minires.models import build_model
+from minires.models.own import digest, short
 from minires.training.card import ModelCard
 from minires.training.feed import feed
 from minires.training.recipes import Recipe
 from minires.training.trainer import Trainer
+from minires.training.tuning import freeze, head_of, take_over
 
 CONFIG = "config.toml"
 
@@ -29,7 +31,9 @@ class Settings:
 
     model, shortcut: as `build_model` takes them. dataset, data_dir: as `load_dataset` takes them. recipe_name: where
     `recipe` came from. validation: images split off the training set to choose best.safetensors by, 0 for none.
-    UserError for a count that is out of range.
+    options: what else `build_model` is told. size: pixels a side of a folder's pictures. start: the weights it began from;
+    mean, std: of them, which images are standardised with instead of with the training set's own; freeze: patterns of
+    parameters' names. UserError for a count that is out of range.
     """
 
     model: str
@@ -43,20 +47,39 @@ class Settings:
     shortcut: str | None = None
     data_dir: str | None = None
     on_nonfinite: str = "stop"
+    options: dict = field(default_factory=dict)
+    size: int | None = None
+    start: str | None = None
+    mean: list | None = None
+    std: list | None = None
+    freeze: tuple = ()
 
     def __post_init__(self):
         # As Python's own, which can be written down.
         vars(self).update({name: arguments.integer(name.replace("_", " "), getattr(self, name), least, 2**53) for name, least
                            in (("epochs", 1), ("batch_size", 1), ("seed", 0), ("validation", 0))})
-        for name in ("model", "dataset", "recipe_name", "shortcut", "data_dir"):
-            arguments.text(name, getattr(self, name), optional=name in ("shortcut", "data_dir"))
+        for name in ("model", "dataset", "recipe_name", "shortcut", "data_dir", "start"):
+            arguments.text(name, getattr(self, name), optional=name in ("shortcut", "data_dir", "start"))
+        if self.size is not None:
+            vars(self)["size"] = arguments.integer("size", self.size, 1, 2**12)
+        vars(self)["options"] = plain_json("options", self.options)
+        if not isinstance(self.freeze, tuple | list):
+            raise UserError(f"freeze must be a list of patterns, got {arguments.shown(self.freeze)}")
+        vars(self)["freeze"] = tuple(arguments.text("each pattern of freeze", pattern) for pattern in self.freeze)
+        if (self.mean is None) != (self.std is None):
+            raise UserError("mean and std belong together: give both, or neither")
+        if self.mean is not None:
+            Standardise(self.mean, self.std)  # refuses what are no statistics
         arguments.choice("on_nonfinite", self.on_nonfinite, ("stop", "skip"))
         if not isinstance(self.recipe, Recipe):
             raise UserError(f"recipe must be a Recipe, got {arguments.shown(self.recipe)}")
 
 
-def build_run(settings, out=None, device="cpu", progress=True, save_every=300.0):
+def build_run(settings, out=None, device="cpu", progress=True, save_every=300.0, source=None, new_head=False):
     """(Trainer, ModelCard) for `settings`: data loaded, model initialised, nothing written yet.
+
+    source: (network, ModelCard) that the weights are taken from. The last layer begins anew where it tells other classes
+    apart, and with new_head. What was done is among the Trainer's notes.
 
     The seed gives three independent random streams: initial weights, batches and augmentation, validation split. The
     data set does not depend on it, so that runs with different seeds are tested on the same images. UserError for an
@@ -64,17 +87,20 @@ def build_run(settings, out=None, device="cpu", progress=True, save_every=300.0)
     """
     require_device(device)
     weights_rng, batch_rng, split_rng = np.random.default_rng(settings.seed).spawn(3)
-    build_model(settings.model, shortcut=settings.shortcut)  # refuses a wrong name before the data takes its time
-    train, test = load_dataset(settings.dataset, settings.data_dir, progress=progress)
+    # Refuses a wrong name before the data takes its time.
+    build_model(settings.model, shortcut=settings.shortcut, **settings.options)
+    train, test = load_dataset(settings.dataset, settings.data_dir, progress=progress, size=settings.size)
     validation = None
     if settings.validation:
         train, validation = split_train_validation(train, settings.validation, split_rng)
-    mean, std = channel_statistics(train.images)
+    mean, std = channel_statistics(train.images) if settings.mean is None else np.array([settings.mean, settings.std])
 
     card = ModelCard(settings.model, len(train.classes), settings.shortcut, settings.dataset, train.classes,
-                     train.images.shape[1], mean.tolist(), std.tolist())
+                     train.images.shape[1], mean.tolist(), std.tolist(), settings.options, digest(settings.model))
     model, recipe, batch_size = card.build(weights_rng), settings.recipe, settings.batch_size
     recipe.prepare(model, train.images, mean, std)
+    notes = _begin_from(settings, model, card, source, new_head) if source is not None else []
+    freeze(model, settings.freeze)
     model = model.to(device)
     # One image over would be a batch without a variance.
     drop_last = len(train) > batch_size and len(train) % batch_size == 1
@@ -87,12 +113,22 @@ def build_run(settings, out=None, device="cpu", progress=True, save_every=300.0)
                       validation=None if validation is None else feed(card.loader(validation), device), schedule=schedule,
                       loss=CrossEntropyLoss(recipe.label_smoothing), out=out, about=card.about(), device=device,
                       progress=progress, save_every=save_every, on_nonfinite=settings.on_nonfinite)
+    trainer.notes += notes
     return trainer, card
+
+
+def _begin_from(settings, model, card, source, new_head):
+    """Give a model the weights of another, `source`; returns what is to be told of it."""
+    network, other = source
+    new = take_over(model, network, new_head or tuple(other.classes) != tuple(card.classes))
+    head = f"a new last layer, {head_of(model)[0]}, for {card.num_classes} classes" if new else "its last layer as it is"
+    return [f"begins from {settings.start}, with {head}; images are standardised as for those weights, with mean "
+            f"{', '.join(f'{value:.4g}' for value in card.mean)} and std {', '.join(f'{value:.4g}' for value in card.std)}"]
 
 
 def write_config(folder, settings, card):
     """Write config.toml: the settings, and what the data said about itself."""
-    content = {key: value for key, value in asdict(settings).items() if value is not None}
+    content = {key: value for key, value in asdict(settings).items() if value is not None and value not in ({}, ())}
     content["data"] = {"classes": list(card.classes), "image_size": card.image_size, "mean": card.mean, "std": card.std}
     write_atomically(Path(folder) / CONFIG, tomli_w.dumps({"minires": minires.__version__, **content}).encode())
 
@@ -115,7 +151,7 @@ def read_config(folder):
 def begin_run(trainer, settings, card, out=None):
     """Make the folder of a new run, with config.toml and the state before step 1, and return its path: `out`, or the first
     that is free of runs/MODEL-DATASET-seedN, ...-2, ...-3. UserError when `out` is not empty, or cannot be made."""
-    first = f"runs/{settings.model}-{Path(settings.dataset).name}-seed{settings.seed}"
+    first = f"runs/{short(settings.model)}-{Path(settings.dataset).name}-seed{settings.seed}"
     for number in count(1):
         folder = Path(first if number == 1 else f"{first}-{number}") if out is None else Path(out)
         if out is None and folder.exists():

@@ -54,11 +54,11 @@ MISTAKES = {
     "unknown model": (["train", "--model", "resnet21"], "unknown model 'resnet21'"),
     "unknown dataset": (["train", "--dataset", "mnist"], "dataset 'mnist' is unknown"),
     "unknown recipe": (["train", "--recipe", "adam"], "unknown recipe 'adam'"),
-    "batch size 0": (["train", "--batch-size", "0"], "batch size 0"),
+    "batch size 0": (["train", "--batch-size", "0"], "batch size must be an int of at least 1"),
     "batch size in words": (["train", "--batch-size", "many"], "--batch-size"),
-    "epochs 0": (["train", "--epochs", "0"], "epochs 0"),
-    "negative seed": (["train", "--seed", "-1"], "seed -1"),
-    "negative learning rate": (["train", "--lr", "-0.1"], "learning rate -0.1"),
+    "epochs 0": (["train", "--epochs", "0"], "epochs must be an int of at least 1"),
+    "negative seed": (["train", "--seed", "-1"], "seed must be an int of at least 0"),
+    "negative learning rate": (["train", "--lr", "-0.1"], "lr must be a number above 0"),
     "too many threads": (["train", "--threads", "4096"], "4096"),
     "no threads": (["train", "--threads", "0"], "0"),
     "unknown shortcut": (["train", "--shortcut", "C"], "unknown shortcut 'C'"),
@@ -66,6 +66,12 @@ MISTAKES = {
     "unknown device": (["train", "--device", "tpu"], "unknown device 'tpu'"),
     "validation too large": (["train", "--validation", "9999999"], "validation size 9999999"),
     "wrong data folder": (["train", "--dataset", "cifar10", "--data-dir", "absent"], "absent is not a folder"),
+    "size of CIFAR-10": (["train", "--dataset", "cifar10", "--size", "64"], "size 64 is for folders of pictures"),
+    "head without weights": (["train", "--head", "2"], "give them with --from"),
+    "no weights to begin from": (["train", "--from", "absent"], "absent is not a file"),
+    "pattern that fits nothing": (["train", "--freeze", "layer9.*"], "fits no parameter in front of the last layer, fc"),
+    "pattern of the last layer": (["train", "--freeze", "fc.*"], "fits no parameter in front of the last layer, fc"),
+    "own network that is not there": (["train", "--model", "absent.py:make"], "in a file that is not there"),
     "data folder for shapes": (["train", "--data-dir", "."], "only cifar10 reads one"),
     "resume nothing": (["train", "--resume", "absent"], "absent/config.toml cannot be read"),
     "unknown option": (["train", "--bogus"], "--bogus"),
@@ -102,7 +108,7 @@ def test_cuda_without_cupy_names_what_to_install(command, monkeypatch):
 def test_the_program_itself_exits_with_2_and_no_traceback(tmp_path):
     result = _python("-m", "minires", "train", "--batch-size", "0")
     assert (result.returncode, result.stdout, result.stderr) == (
-        2, "", "minires: error: batch size 0 is too small: expected 1 or more\n")
+        2, "", "minires: error: batch size must be an int of at least 1 and at most 9,007,199,254,740,992, got 0\n")
 
 
 def test_help_is_quick_to_import(tmp_path):
@@ -201,9 +207,17 @@ def test_eval_repeats_the_last_epochs_numbers(command, trained, tmp_path):
     code, out, error = command("eval", "--checkpoint", "runs/one/last.safetensors")
     assert (code, error) == (0, "")
     lines = out.splitlines()
-    assert [line.split()[0] for line in lines] == ["blue", "green", "red", "loss", "accuracy"]
-    assert lines[3] == f"loss {row['test_loss']:.4f}"
-    assert lines[4] == f"accuracy {row['test_accuracy']:.2%} ({round(row['test_accuracy'] * 6)} of 6)"
+    assert [line.split()[0] for line in lines[:4]] == ["class", "blue", "green", "red"]
+    assert f"loss {row['test_loss']:.4f}" in lines
+    right = round(row["test_accuracy"] * 6)
+    assert lines[-1].startswith(f"accuracy {row['test_accuracy']:.2%} ({right} of 6), 95 % interval ")
+    rows = [line.split() for line in lines[lines.index(next(line for line in lines if "matrix" in line)) + 2:][:3]]
+    counts = np.array([[0 if cell == "." else int(cell) for cell in cells[1:]] for cells in rows])
+    assert counts.sum(1).tolist() == [2, 2, 2] and np.trace(counts) == round(row["test_accuracy"] * 6)
+    said = command("eval", "--checkpoint", "runs/one", "--picture", "c.png")  # the run's folder: its best epoch
+    assert said[0] == 0 and said[1].endswith("drew the confusion matrix into c.png\n") and (tmp_path / "c.png").is_file()
+    code, out, _ = command("summary", "runs/one")
+    assert code == 0 and "fc" in out and "10 x 10 image" in out
 
 
 def test_eval_of_wrong_things(command, trained, tmp_path):
@@ -245,12 +259,14 @@ def test_eval_of_a_foreign_checkpoint(command, records, tmp_path):
     for file in ("foreign.safetensors", "script.safetensors"):
         code, out, error = command("eval", "--checkpoint", file, *said)
         assert (code, error) == (0, "")
-        assert out.splitlines()[-1] == f"accuracy {right / 12:.2%} ({right} of 12)"
+        assert out.splitlines()[-1].startswith(f"accuracy {right / 12:.2%} ({right} of 12)")
 
-    for left_out in ("--model", "--mean", "--std"):
+    for left_out, part in (("--model", "give --model"), ("--mean", "--std was given alone"), ("--std", "--mean was given")):
         place = said.index(left_out)
         code, _, error = command("eval", "--checkpoint", "foreign.safetensors", *said[:place], *said[place + 2:])
-        assert code == 2 and f"give {left_out}" in error
+        assert code == 2 and part in error
+    code, _, error = command("eval", "--checkpoint", "foreign.safetensors", *said[:2], *said[-2:])
+    assert code == 0 and "ImageNet's mean 0.485, 0.456, 0.406 and std 0.229" in error
     code, _, error = command("eval", "--checkpoint", "foreign.safetensors", *said, "--mean", "0.5,0.4")
     assert code == 2 and "mean '0.5,0.4' is not three numbers" in error
     code, _, error = command("eval", "--checkpoint", "foreign.safetensors", *said, "--model", "resnet32")
@@ -265,7 +281,7 @@ def test_the_published_checkpoint_scores_915_of_1000(command, published):
             "--mean", "0.485,0.456,0.406", "--std", "0.229,0.224,0.225",
             "--records", published / "lossless" / "test_batch_first1000.bin")
     assert code == 0, error
-    assert out.splitlines()[-1] == "accuracy 91.50% (915 of 1,000)"
+    assert out.splitlines()[-1] == "accuracy 91.50% (915 of 1,000), 95 % interval 89.61% to 93.07%"
 
 
 def test_predict_names_the_classes(command, trained, pictures, tmp_path):
@@ -276,7 +292,8 @@ def test_predict_names_the_classes(command, trained, pictures, tmp_path):
     assert error == "using runs/one/best.safetensors\n"
     first, second = out.splitlines()
     assert first.startswith(f"{own}: ") and "resized" not in first
-    assert second.startswith("grey.png: ") and second.endswith("(resized from 31 x 20 to 10 x 10 pixels)")
+    assert second.startswith("grey.png: ")
+    assert second.endswith("(resized from 31 x 20 and cropped to the middle 10 x 10 pixels)")
     parts = first.removeprefix(f"{own}: ").split("   ")
     assert {part.split()[0] for part in parts} == {"red", "green", "blue"}
     percentages = [float(part.split()[1].rstrip("%")) for part in parts]
@@ -294,7 +311,7 @@ def test_predict_of_wrong_things(command, trained, pictures):
         assert f"{name} cannot be read as a picture" in error
     save_tensors("bare.safetensors", {"a": np.ones(3)})
     code, _, error = command("predict", own, "--checkpoint", "bare.safetensors")
-    assert code == 2 and "does not say its model" in error
+    assert code == 2 and "does not name its network: give --model" in error
 
 
 # --- summary, gradcheck, plot ---

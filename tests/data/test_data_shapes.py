@@ -135,17 +135,17 @@ def test_wrong_arguments_are_refused():
 
 @pytest.fixture
 def pictures(tmp_path):
-    """train/ and test/ with two classes of 6x5 pictures, PNG and JPEG, colour and grey."""
+    """train/ and test/ with two classes of 6x6 pictures, PNG and JPEG, colour and grey."""
     rng = np.random.default_rng(2)
     pixels = {}
     for part, count in (("train", 3), ("test", 2)):
         for name in ("cat", "ant"):
             (tmp_path / part / name).mkdir(parents=True)
             for i in range(count):
-                pixels[part, name, i] = rng.integers(0, 256, (5, 6, 3), dtype=np.uint8)
+                pixels[part, name, i] = rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)
                 Image.fromarray(pixels[part, name, i]).save(tmp_path / part / name / f"{i}.png")
-    Image.new("RGB", (6, 5), (250, 0, 0)).save(tmp_path / "train/cat/9.JPG", quality=95)
-    Image.new("L", (6, 5), 7).save(tmp_path / "test/ant/9.png")
+    Image.new("RGB", (6, 6), (250, 0, 0)).save(tmp_path / "train/cat/9.JPG", quality=95)
+    Image.new("L", (6, 6), 7).save(tmp_path / "test/ant/9.png")
     (tmp_path / "train/cat/notes.txt").write_text("no picture")
     (tmp_path / "train/.hidden").mkdir()
     return tmp_path, pixels
@@ -173,24 +173,18 @@ def test_a_folder_of_pictures_with_faults(pictures):
         assert "\n" not in str(caught.value)
 
     odd = folder / "test/cat/odd.png"
-    Image.new("RGB", (7, 5)).save(odd)
-    fails(r"test/cat/odd.png is 7x5 pixels but .*test/ant/0.png is 6x5")
-    odd.write_bytes(b"no picture")
-    fails("odd.png cannot be read as a picture")
-    odd.write_bytes((folder / "test/ant/0.png").read_bytes()[:90])
-    fails("odd.png cannot be read as a picture")
-    Image.fromarray(np.zeros((5, 6), np.uint16)).save(odd)
-    fails("odd.png has pixels of mode I;16: expected 8 bits")
+    Image.new("RGB", (7, 7)).save(odd)
+    fails(r"test/cat/odd.png is 7x7 pixels and .*test/ant/0.png 6x6: say with --size")
     odd.unlink()
     (folder / "test/dog").mkdir()
     fails("only one of train and test has dog")
     (folder / "train/dog").mkdir()
-    fails("train/dog holds no pictures")
+    fails("train/dog holds no picture that can be read")
     for part in ("train", "test"):
         (folder / part / "dog").rmdir()
     for path in folder.glob("test/*/*.png"):
-        Image.new("RGB", (5, 6)).save(path)
-    fails("test has pictures of 5x6 pixels but .*train of 6x5")
+        Image.new("RGB", (5, 5)).save(path)
+    fails("test has pictures of 5x5 pixels but .*train of 6x6")
     (folder / "test").rename(folder / "tests")
     fails("test is not a folder")
 

@@ -44,11 +44,14 @@ def test_a_photograph_is_turned_upright(tmp_path):
     assert both(tmp_path / "e.png")[2, 29].tolist() == [255, 0, 0]
 
 
-def test_deep_pictures_are_refused_in_both_readers(tmp_path):
+def test_grey_of_16_bits_is_scaled_and_of_32_refused(tmp_path):
     Image.fromarray((np.arange(1024, dtype=np.uint16) * 64).reshape(32, 32)).save(tmp_path / "g.png")
+    expected = np.rint(np.arange(1024) * 64 / 257).reshape(32, 32)
+    np.testing.assert_array_equal(both(tmp_path / "g.png"), np.repeat(expected[..., None], 3, 2))
+    Image.fromarray(np.ones((32, 32), np.float32)).save(tmp_path / "f.tif")
     for read in (read_pixels, lambda path: read_image(path, 32)):
-        with pytest.raises(UserError, match=r"g\.png has pixels of mode I;16: expected 8 bits"):
-            read(tmp_path / "g.png")
+        with pytest.raises(UserError, match=r"f\.tif has pixels of mode F, whose black and white nothing says"):
+            read(tmp_path / "f.tif")
 
 
 def test_hidden_colours_of_transparent_parts_do_not_come_through(tmp_path):
@@ -60,7 +63,7 @@ def test_hidden_colours_of_transparent_parts_do_not_come_through(tmp_path):
         warnings.simplefilter("error")
         for name in ("a.png", "p.png"):
             pixels = both(tmp_path / name)
-            assert pixels[0, 0].tolist() == [0, 0, 0] and pixels[4, 4, 0] > 150
+            assert pixels[0, 0].tolist() == [255, 255, 255] and pixels[4, 4, 0] > 150
 
 
 def test_a_picture_that_unpacks_to_too_much_is_refused_before_it_is_unpacked(tmp_path):
@@ -74,14 +77,36 @@ def test_a_picture_that_unpacks_to_too_much_is_refused_before_it_is_unpacked(tmp
     tracemalloc.stop()
 
 
-def test_pictures_of_other_kinds_are_counted(tmp_path, capsys):
+def test_what_is_left_out_of_a_folder_is_counted(tmp_path, capsys):
     rng = np.random.default_rng(0)
     for name in ("train/a", "train/b", "test/a", "test/b"):
         (tmp_path / name).mkdir(parents=True)
         for file in ("1.png", "2.bmp", "3.webp"):
             Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(tmp_path / name / file)
-    assert len(load_folder(tmp_path)[0]) == 2
-    assert "train holds 4 pictures of other kinds" in capsys.readouterr().err
+    (tmp_path / "train/a/4.jpg").write_bytes(b"no picture")
+    (tmp_path / "train/b/5.png").write_bytes((tmp_path / "train/b/1.png").read_bytes()[:60])
+    (tmp_path / "train/b/notes.txt").write_text("no picture")
+    (tmp_path / "train/b/.hidden.png").write_text("no picture")
+    assert [len(part) for part in load_folder(tmp_path)] == [6, 6]
+    assert capsys.readouterr().err == (
+        f"minires: {tmp_path}/train: 6 pictures; left out are 2 that cannot be read (a/4.jpg the first) and 1 that are no "
+        "pictures (b/notes.txt)\n")
+
+
+def test_photographs_of_any_size_are_resized_and_cropped_to_the_middle(tmp_path):
+    for part in ("train", "test"):
+        (tmp_path / part / "a").mkdir(parents=True)
+        wide = np.zeros((20, 60, 3), np.uint8)
+        wide[:, 20:40] = 200  # the middle square
+        Image.fromarray(wide).save(tmp_path / part / "a/wide.png")
+        tall = Image.fromarray(wide.transpose(1, 0, 2)).resize((40, 120), Image.Resampling.NEAREST)
+        tall.save(tmp_path / part / "a/z.bmp")
+        Image.fromarray(np.arange(192, dtype=np.uint8).reshape(8, 8, 3)).save(tmp_path / part / "a/zz.png")
+    with pytest.raises(UserError, match=r"wide\.png is 60x20 pixels: say with --size"):
+        load_folder(tmp_path)
+    train, _ = load_folder(tmp_path, 8)
+    assert train.images.shape == (3, 8, 8, 3) and (np.abs(train.images[:2, 1:-1, 1:-1].astype(int) - 200) < 5).all()
+    np.testing.assert_array_equal(train.images[2].ravel(), np.arange(192))  # of that size already: as it is
 
 
 # --- weights ---

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 import minires
+from minires.data import has_pictures
 from minires.errors import UserError
 from minires.study.summary import count_parameters
 from minires.study.xray.activity import observe
@@ -22,6 +23,7 @@ from minires.study.xray.subject import (
     run_subject,
     train_subject,
     twin_of,
+    weights_subject,
 )
 from minires.training.card import load_model
 from minires.training.run import read_config
@@ -35,7 +37,8 @@ class Order:
     """What to X-ray. target, twin: a model's name or a run's folder (twin None: the plain twin of target, or of a plain
     network the residual one); dataset, data_dir: as `load_dataset` takes them, None for the run's own (shapes for a model);
     images: N of the batch that gradients are taken on; train_steps: steps to train models for, 0 for none; seed: of a
-    model's weights and of the images; shortcut: of a model."""
+    model's weights and of the images; shortcut: of a model; opened: (network, ModelCard) where the target is a file of
+    weights."""
 
     target: str
     twin: str | None = None
@@ -45,6 +48,7 @@ class Order:
     train_steps: int = 0
     seed: int = 0
     shortcut: str | None = None
+    opened: tuple | None = None
 
 
 @contextmanager
@@ -61,19 +65,23 @@ def xray(order, progress=silent):
     """
     began = time.perf_counter()
     targets = [target for target in (order.target, order.twin) if target is not None]
-    runs = [target for target in targets if is_run(target)]
+    opened = {order.target: order.opened} if order.opened else {}
+    runs = [target for target in targets if target not in opened and is_run(target)]
     _require_fitting(order, runs)
     settings = read_config(runs[0]) if runs else None
-    dataset = order.dataset or (settings.dataset if runs else "shapes")
+    card = order.opened[1] if order.opened else None
+    dataset = order.dataset or (settings.dataset if runs else card.dataset if card and card.dataset else "shapes")
     data_dir = order.data_dir or (settings.data_dir if runs and order.dataset is None else None)
     with progress("drawing images", None):
-        images = draw_images(dataset, data_dir, order.images, TEST_IMAGES, order.seed, _statistics(runs))
+        size = (card.image_size if card else settings.size if runs else None) if has_pictures(dataset) else None
+        statistics = (card.mean, card.std) if card else _statistics(runs)
+        images = draw_images(dataset, data_dir, order.images, TEST_IMAGES, order.seed, statistics, size)
     classes = len(images.training.classes)
-    subjects = [run_subject(target) if target in runs else model_subject(target, classes, order.seed, order.shortcut)
-                for target in targets]
+    subjects = [weights_subject(*opened[target], order.seed) if target in opened else run_subject(target) if target in runs
+                else model_subject(target, classes, order.seed, order.shortcut) for target in targets]
     if len({subject.name for subject in subjects}) < len(subjects):  # two runs of one model, or a run and its model
         for subject, target in zip(subjects, targets, strict=True):
-            if target in runs:
+            if target in (*runs, *opened):
                 subject.name += f" ({target})"
     for subject in subjects:
         if subject.moments[0].network.fc.out_features != classes:
@@ -99,8 +107,9 @@ def _require_fitting(order, runs):
         raise UserError(f"seed {order.seed} is negative: expected 0 or more")
     if order.twin == order.target:
         raise UserError(f"{order.target} was to be held against itself: name another run or model with --twin")
+    runs = runs or ([order.target] if order.opened else [])
     if runs and order.train_steps:
-        raise UserError(f"--train-steps trains fresh models, and {runs[0]} is a run that was trained: leave it out")
+        raise UserError(f"--train-steps trains fresh models, and {runs[0]} was trained: leave it out")
     if runs and order.shortcut is not None:
         raise UserError(f"--shortcut is for models, and {runs[0]} is a run that has its shortcuts: leave it out")
 

@@ -11,6 +11,7 @@ from minires.layer import Layer
 from minires.layers import PlainBlock
 from minires.losses import CrossEntropyLoss
 from minires.models import MODELS, build_model
+from minires.models.own import is_own, short
 from minires.plan import compile
 from minires.study.xray.gradients import backward_norms, blocks_of, is_residual
 from minires.training.card import load_model
@@ -57,14 +58,15 @@ class Images:
     standardise: Standardise
 
 
-def draw_images(dataset, data_dir, count, test_count, seed, statistics=None):
+def draw_images(dataset, data_dir, count, test_count, seed, statistics=None, size=None):
     """Images of a data set, at random by `seed`: `count` training images and up to `test_count` test images.
 
     statistics: (mean, std) that a trained network's images are standardised with; by default the training set's own.
+    size: pixels a side of a folder's pictures.
     """
     if count < 2:
         raise UserError(f"{count} images are too few: batch normalisation needs 2 or more")
-    train, test = load_dataset(dataset, data_dir)
+    train, test = load_dataset(dataset, data_dir, size=size)
     if count > len(train):
         raise UserError(f"{count} images were asked for and {dataset} has {len(train)}: choose at most that many")
     standardise = Standardise(*(channel_statistics(train.images) if statistics is None else statistics))
@@ -77,7 +79,7 @@ def draw_images(dataset, data_dir, count, test_count, seed, statistics=None):
 
 def is_run(text):
     """True for the folder of a run, False for a model's name; UserError for anything else."""
-    if text in MODELS:
+    if text in MODELS or is_own(text):
         return False
     if (Path(text) / CONFIG).is_file():
         return True
@@ -89,7 +91,13 @@ def model_subject(name, num_classes, seed=0, shortcut=None):
     """The Subject of a fresh network, initialised as `minires train --seed` does."""
     weights_rng = np.random.default_rng(seed).spawn(3)[0]
     network = build_model(name, num_classes, shortcut, rng=weights_rng)
-    return Subject(name, "step", [Moment("initialisation", 0, network)])
+    return Subject(short(name), "step", [Moment("initialisation", 0, network)])
+
+
+def weights_subject(network, card, seed=0):
+    """The Subject of trained weights of which nothing else is known: a fresh initialisation, and they as they are."""
+    fresh = card.build(np.random.default_rng(seed).spawn(3)[0])
+    return Subject(short(card.model), "epoch", [Moment("initialisation", 0, fresh), Moment("as trained", 1, network, True)])
 
 
 def run_subject(folder):
@@ -99,12 +107,13 @@ def run_subject(folder):
         raise UserError(f"{Path(folder) / METRICS} holds no epoch yet: X-ray the run when it has trained for one")
     network, card = load_model(Path(folder) / LAST)
     initial = card.build(np.random.default_rng(settings.seed).spawn(3)[0])
+    label = "initialisation" if settings.start is None else "initialisation (the run began from trained weights)"
     best, last = best_epoch(rows), rows[-1]["epoch"]
-    moments = [Moment("initialisation", 0, initial)]
+    moments = [Moment(label, 0, initial)]
     if best != last:
         moments.append(Moment(f"epoch {best}, the best", best, load_model(Path(folder) / BEST)[0], True))
     moments.append(Moment(f"epoch {last}", last, network, True))
-    return Subject(card.model, "epoch", moments, [(row["epoch"], row["train_loss"]) for row in rows])
+    return Subject(short(card.model), "epoch", moments, [(row["epoch"], row["train_loss"]) for row in rows])
 
 
 def plain_twin(network):
