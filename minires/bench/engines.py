@@ -10,6 +10,7 @@ On a CPU the clock is the host's, on a GPU the device's own: events before and a
 have happened, so that launches run ahead as they do in training.
 """
 import time
+from contextvars import copy_context
 
 import numpy as np
 
@@ -41,7 +42,7 @@ def device_seconds(run, steps, event, milliseconds):
 class MiniresEngine:
     """minires, planned as the trainer has it, or with `planned` False layer by layer."""
 
-    _serving = None  # the inference mode it is in, once it is
+    _serving = None  # the context in which it serves, in inference mode, once it does
 
     def __init__(self, model, weights, x, target, threads, device="cpu", planned=True):
         from minires.backends import set_num_threads, to_device
@@ -76,10 +77,10 @@ class MiniresEngine:
         if self._serving is None:  # entered once and for all, as a program that only answers would
             from minires.layer import inference_mode
 
-            self._serving = inference_mode()
-            self._serving.__enter__()
+            self._serving = copy_context()
+            self._serving.run(inference_mode().__enter__)
             self.model.eval()
-        return self.logits(self.x)
+        return self._serving.run(self.logits, self.x)
 
     def first_results(self, work):
         """{name: array} in PyTorch's layouts: logits, and for training loss and every gradient."""

@@ -14,7 +14,7 @@ from minires.errors import UserError
 from minires.files import is_safetensors, load_tensors, write_atomically
 from minires.layer import Layer
 from minires.layers import Flatten
-from minires.models import ImageNetResNet
+from minires.models import RESNETS
 
 TORCH_SUFFIXES = (".pt", ".pth", ".th")
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "weights", "params", "network", "model_state",
@@ -92,7 +92,8 @@ def save_torch_weights(model, path, torchvision=False):
     """
     path, state = Path(path), to_torch_state_dict(model)
     if torchvision:
-        if not (isinstance(model, ImageNetResNet) and hasattr(model, "maxpool")):
+        design = RESNETS.get(getattr(model, "built_as", {}).get("name"))
+        if design is None or design["block"] not in ("basic", "bottleneck") or not hasattr(model, "maxpool"):
             raise UserError(f"torchvision has no network such as this {type(model).__name__}: expected resnet18 to 152 "
                             "with the imagenet stem, write it as torch")
         state = {name.replace(".shortcut.", ".downsample."): array for name, array in state.items()}

@@ -158,7 +158,7 @@ MISTAKES = {
     "a list of blocks": ({**SMALL, "block": ["basic"]}, r"unknown block \['basic'\]: choose one of basic"),
     "a shortcut that is not used": ({**SMALL, "block": "plain", "shortcut": "Z"}, "has no shortcuts, got shortcut 'Z'"),
     "a shortcut": ({**SMALL, "shortcut": "Z"}, "unknown shortcut 'Z': choose A or B"),
-    "a stem": ({**SMALL, "stem": 3}, "unknown stem 3: choose cifar or imagenet"),
+    "a stem": ({**SMALL, "stem": 3}, "stem must be text, got 3"),
     "no dropout": ({**SMALL, "dropout": ""}, "p, the probability of dropping, must be a number"),
     "a word": ({**SMALL, "depth": 20}, "resnet has no depth: its arguments are blocks, channels, num_classes, block"),
     "a width": ({**SMALL, "width": 0}, "width must be an int of at least 1"),
