@@ -16,7 +16,7 @@ What the derivations of this project are written in, docstrings and notebooks al
 A backward pass is a transpose: δy = A δx makes δL = <dy, A δx> = <A^T dy, δx>, hence dx = A^T dy.
 """
 from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from enum import Enum
 
 import numpy as np
@@ -43,6 +43,13 @@ def inference_mode():
         yield
     finally:
         _inference.reset(token)
+
+
+def serving_context():
+    """A context of contextvars that is in inference mode for good, for a program that only answers: `.run(function, ...)`."""
+    context = copy_context()
+    context.run(_inference.set, {})
+    return context
 
 
 def in_inference_mode():

@@ -10,7 +10,6 @@ On a CPU the clock is the host's, on a GPU the device's own: events before and a
 have happened, so that launches run ahead as they do in training.
 """
 import time
-from contextvars import copy_context
 
 import numpy as np
 
@@ -75,10 +74,9 @@ class MiniresEngine:
 
     def infer(self):
         if self._serving is None:  # entered once and for all, as a program that only answers would
-            from minires.layer import inference_mode
+            from minires.layer import serving_context
 
-            self._serving = copy_context()
-            self._serving.run(inference_mode().__enter__)
+            self._serving = serving_context()
             self.model.eval()
         return self._serving.run(self.logits, self.x)
 
