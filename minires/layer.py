@@ -46,7 +46,7 @@ def inference_mode():
 
 
 def serving_context():
-    """A context of contextvars that is in inference mode for good, for a program that only answers: `.run(function, ...)`."""
+    """A context (contextvars) that is in inference mode for good, for a program that only answers: `.run(function, ...)`."""
     context = copy_context()
     context.run(_inference.set, {})
     return context
