@@ -88,7 +88,7 @@ def _add_relu_moments(results, z, prologue, residual, weight, *_):
 
 
 def _unit_gradient(results, g, z, _, x, prologue, weight, stride, padding, residual_gradient, need_dx, front, add_to,
-                   shortcut):
+                   shortcut, _fresh):
     if shortcut is not None:
         yield from _normalise_add_relu(x, x, prologue, shortcut)
         front, prologue = (x, prologue[0]), None

@@ -17,7 +17,8 @@ The names that a script needs most, as minires.NAME (loaded when first used: num
     check_gradients    prove a layer's backward against numerical differences
     use_backend        `with use_backend("reference"):` compute by the plain NumPy operators
     set_num_threads    how many threads the CPU kernels use
-    save, load         a network's weights, and what rebuilds it, into a file and back
+    save               a network's weights and what rebuilds it, into a file
+    load               the network of such a file, or of a run's folder
     compile            a training step, or a forward pass, planned: the same numbers, sooner and in less memory
     UserError          every mistake of the caller's, in one sentence
 

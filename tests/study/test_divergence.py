@@ -219,7 +219,7 @@ def test_torch_agrees_and_shows_the_same_tensors():
     assert {f"{name}.grad" for name in own} | set(own) <= keys
     assert {"layer2.0.shortcut.dx", "layer1.0.shortcut.dx", "conv1.dx", "layer3.2.y", "bn1.running_var"} <= keys
     with pytest.raises(UserError, match="no PyTorch twin"):
-        TorchSide("plain20")
+        TorchSide("speedrun")
 
 
 @pytest.mark.parametrize("name", ["gpu", "cpu:fast", "reference:direct", "cpu:direct:winograd2", ""])

@@ -22,10 +22,14 @@ from minires.training.stopping import Stopped
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """Nothing to compile, and no picture at the end."""
+    """Nothing to compile, no picture at the end, and no signal ignored, as in a shell's background they may be."""
     monkeypatch.setattr("minires.plots.draw_curves", lambda *_: None)
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGTERM, signal.SIGHUP)}
+    before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.default_int_handler)
     with use_backend("reference"):
         yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def stop_at(trainer, step, number=signal.SIGTERM):

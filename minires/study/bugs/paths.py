@@ -70,8 +70,7 @@ def constant_dropped(right, *arguments):
 
 
 def residual_not_added(right, *arguments):
-    *others, residual_gradient, need_dx, front, add_to, shortcut = arguments
-    return right(*others, None, need_dx, front, add_to, shortcut)
+    return right(*arguments[:8], None, *arguments[9:])
 
 
 BLOCKS, SHORTCUT = ("BasicBlock", "Bottleneck"), ("PaddedShortcut",)
