@@ -6,8 +6,7 @@ The names that a script needs most, as minires.NAME (loaded when first used: num
     Parameter          an array that is learned, and its gradient
     Sequential         layers one after another
     inference_mode     `with inference_mode():` forward keeps nothing for backward
-    build_model        a network by name: "resnet8" .. "resnet110", "plain8" .. "plain110", "resnet18" .. "resnet152", or
-                       "resnet" of any design, or yours, "FILE.py:function"
+    build_model        a network by name, as "resnet20", "resnet" of any design, or yours, "FILE.py:function"
     seed               start anew the random numbers of layers that are made without `rng`
     CrossEntropyLoss   softmax and cross-entropy; loss.forward(y, target) is a number, loss.backward() is dy
     MSELoss            the mean of the squared differences
