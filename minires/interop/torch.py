@@ -92,7 +92,7 @@ def save_torch_weights(model, path, torchvision=False):
     """
     path, state = Path(path), to_torch_state_dict(model)
     if torchvision:
-        design = RESNETS.get(getattr(model, "built_as", {}).get("name"))
+        design = RESNETS.get(model.built_as.keywords["name"]) if hasattr(model, "built_as") else None
         if design is None or design["block"] not in ("basic", "bottleneck") or not hasattr(model, "maxpool"):
             raise UserError(f"torchvision has no network such as this {type(model).__name__}: expected resnet18 to 152 "
                             "with the imagenet stem, write it as torch")

@@ -1,5 +1,6 @@
 """The CIFAR and ImageNet ResNet families and their plain twins, by name, any other ResNet by its numbers, and `speedrun`."""
 import inspect
+from functools import partial
 
 from minires.arguments import shown, text
 from minires.errors import UserError
@@ -42,7 +43,7 @@ def build_model(name, num_classes=10, shortcut=None, stem=None, *, in_channels=3
     shortcut: "A" or "B" (default: A for the CIFAR family, B for all others).
     stem, not of the CIFAR family: "cifar" (3x3, no pooling; the default) or "imagenet" (7x7 stride 2 and max pooling).
     With 1,000 classes and the imagenet stem, parameters and keys (but for downsample, here shortcut) are torchvision's.
-    The network remembers how it was made in `built_as`, a dict of these arguments, for `minires.save`.
+    The network remembers how it was made in `built_as`, which called makes another, for `minires.save`.
     UserError for an unknown name, shortcut or stem, and for an argument that the family does not have.
     """
     if not is_own(name) and (not isinstance(name, str) or name not in (*MODELS, "resnet")):
@@ -52,7 +53,7 @@ def build_model(name, num_classes=10, shortcut=None, stem=None, *, in_channels=3
     said = {"shortcut": shortcut, "stem": stem, "in_channels": None if in_channels == 3 else in_channels, **design}
     said = {key: value for key, value in said.items() if value is not None}
     network = _built(name, num_classes, said, rng)
-    network.built_as = {"name": absolute(name), "num_classes": num_classes, **said}
+    network.built_as = partial(build_model, name=absolute(name), num_classes=num_classes, **said)
     return network
 
 

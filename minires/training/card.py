@@ -129,11 +129,11 @@ def _made_by(model, name):
             raise UserError(f"name {arguments.shown(name)} is no FILE.py:function: expected the file and the function that "
                             "make the network")
         return {"name": absolute(name), "num_classes": outputs_of(model)}
-    functions = [key for key, value in model.built_as.items() if callable(value)]
+    functions = [key for key, value in model.built_as.keywords.items() if callable(value)]
     if functions:
         raise UserError(f"{functions[0]} of the network is a function, which no file of weights holds: put what makes the "
                         "network into a function of a Python file, and save with name='FILE.py:function'")
-    return dict(model.built_as)
+    return dict(model.built_as.keywords)
 
 
 def load(path, model=None):

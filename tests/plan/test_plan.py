@@ -369,3 +369,17 @@ def test_what_gradients_held_before_a_step_is_gone_and_all_is_added(kind, rng):
         assert value == pytest.approx(expected, rel=1e-12) and relative_error(y, expected_y) <= 1e-12
         for own, other in zip(models[0].parameters(), models[1].parameters(), strict=True):
             assert relative_error(own.grad, other.grad) <= 1e-12
+
+
+@pytest.mark.parametrize("name", ["resnet8", "resnet"])
+def test_a_plan_of_a_network_by_name_is_looked_at_once(name, rng, monkeypatch):
+    """What a layer holds in lists and dicts must be looked at in every call: networks by name have nothing there."""
+    model = build_model(name, **({"blocks": (1, 1), "channels": (4, 8)} if name == "resnet" else {}))
+    step = minires.compile(model, CrossEntropyLoss())
+    x, target = batch(rng, (2, 8, 8, 3), np.float32)
+    for _ in range(2):
+        step(x, target)
+    looked = []
+    monkeypatch.setattr("minires.plan.compiled._made_of", lambda *_: looked.append(1))
+    step(x, target)
+    assert looked == []
