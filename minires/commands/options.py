@@ -15,6 +15,9 @@ Shortcut = Annotated[str | None, typer.Option(help="A (identity, zero-padded cha
                                                    "by default the family's own.", show_default=False)]
 CHECKPOINT = "A run's folder (its best epoch), a .safetensors file of a run, or PyTorch's .pth or .th."
 Stem = Annotated[str | None, typer.Option(help="cifar or imagenet, for resnet18 to resnet152.", show_default=False)]
+BatchSize = Annotated[int, typer.Option(help="Images a step.")]
+ImageSize = Annotated[int | None, typer.Option(help="Pixels a side; by default 32, with the imagenet stem 224.",
+                                               show_default=False)]
 Model = Annotated[str | None, typer.Option("--model", help="For a checkpoint that does not name its network: a name, "
                                                     "or FILE.py:function.", show_default=False)]
 Mean = Annotated[str | None, typer.Option(help="Of each channel, pixels in [0, 1], as 0.485,0.456,0.406 (ImageNet's); for a "
@@ -32,6 +35,15 @@ def use_threads(threads):
         from minires.backends import set_num_threads
 
         set_num_threads(threads)
+
+
+def pixels_of(image_size, stem, **others):
+    """Pixels a side where an option may say them; UserError if they or one of the others, by their names, are below 1."""
+    size = image_size if image_size is not None else 224 if stem == "imagenet" else 32
+    for name, value in {"image size": size, **others}.items():
+        if value < 1:
+            raise UserError(f"{name.replace('_', ' ')} {value} is too small: expected 1 or more")
+    return size
 
 
 def require_picture(path, option="--out"):

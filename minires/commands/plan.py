@@ -4,18 +4,15 @@ from typing import Annotated
 
 import typer
 
-from minires.commands.options import Shortcut, Threads, require_picture, use_threads
-from minires.errors import UserError
+from minires.commands.options import BatchSize, ImageSize, Shortcut, Stem, Threads, pixels_of, require_picture, use_threads
 
 
 def plan(
     model: Annotated[str, typer.Argument(help="A model's name, such as resnet20.")],
-    batch_size: Annotated[int, typer.Option(help="Images a step.")] = 128,
-    image_size: Annotated[int | None, typer.Option(help="Pixels a side; by default 32, with the imagenet stem 224.",
-                                                   show_default=False)] = None,
+    batch_size: BatchSize = 128,
+    image_size: ImageSize = None,
     shortcut: Shortcut = None,
-    stem: Annotated[str | None, typer.Option(help="cifar or imagenet, for resnet18 to resnet152.",
-                                             show_default=False)] = None,
+    stem: Stem = None,
     num_classes: Annotated[int, typer.Option(help="Outputs of the last layer.")] = 10,
     inference: Annotated[bool, typer.Option("--inference", help="Of a forward pass in evaluation mode, not of a step of "
                                                                 "training.")] = False,
@@ -33,10 +30,7 @@ def plan(
     use_threads(threads)
     if picture is not None:
         require_picture(picture, "--picture")
-    size = image_size if image_size is not None else 224 if stem == "imagenet" else 32
-    for name, value in (("batch size", batch_size), ("image size", size), ("number of classes", num_classes)):
-        if value < 1:
-            raise UserError(f"{name} {value} is too small: expected 1 or more")
+    size = pixels_of(image_size, stem, batch_size=batch_size, number_of_classes=num_classes)
     network = build_model(model, num_classes, shortcut, stem)
     compiled = compile(network) if inference else compile(network, CrossEntropyLoss())
     found = compiled.plan((batch_size, size, size, 3))

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from minires.commands.options import Model, Shortcut, Stem
+from minires.commands.options import Model, Shortcut, Stem, pixels_of
 from minires.errors import UserError
 
 
@@ -34,7 +34,7 @@ def summary(
         raise UserError(f"{target} is not there, and --model {model} is for a file of weights: give the file, or the model "
                         "alone")
     else:
-        size = image_size if image_size is not None else 224 if stem == "imagenet" else 32
+        size = pixels_of(image_size, stem)
         network, name = build_model(target, num_classes, shortcut, stem), target
     layers = summarise(network, size)
     table = Table(box=None, pad_edge=False, show_footer=True)

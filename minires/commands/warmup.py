@@ -4,18 +4,15 @@ from typing import Annotated
 
 import typer
 
-from minires.commands.options import Shortcut, Threads, use_threads
-from minires.errors import UserError
+from minires.commands.options import BatchSize, ImageSize, Shortcut, Stem, Threads, pixels_of, use_threads
 
 
 def warmup(
     model: Annotated[str, typer.Argument(help="A model's name, such as resnet20, or FILE.py:function.")],
-    batch_size: Annotated[int, typer.Option(help="Images a step.")] = 128,
-    image_size: Annotated[int | None, typer.Option(help="Pixels a side; by default 32, with the imagenet stem 224.",
-                                                   show_default=False)] = None,
+    batch_size: BatchSize = 128,
+    image_size: ImageSize = None,
     shortcut: Shortcut = None,
-    stem: Annotated[str | None, typer.Option(help="cifar or imagenet, for resnet18 to resnet152.",
-                                             show_default=False)] = None,
+    stem: Stem = None,
     threads: Threads = None,
 ):
     """Compile a network's CPU kernels now, for training and for inference, so that no later run waits for them."""
@@ -29,10 +26,7 @@ def warmup(
     from minires.plan import compile
 
     use_threads(threads)
-    size = image_size if image_size is not None else 224 if stem == "imagenet" else 32
-    for name, value in (("batch size", batch_size), ("image size", size)):
-        if value < 1:
-            raise UserError(f"{name} {value} is too small: expected 1 or more")
+    size = pixels_of(image_size, stem, batch_size=batch_size)
     network, found = build_model(model, 10, shortcut, stem), []
     numba_private.on_compile(found.append)
     x, target = np.zeros((batch_size, size, size, 3), np.float32), np.zeros(batch_size, np.int64)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from picture_folders import write_pictures
 from PIL import Image
 
 import minires
@@ -28,15 +29,7 @@ def reference_kernels(tmp_path, monkeypatch):
 @pytest.fixture
 def pictures(tmp_path):
     """12 training and 6 test pictures of 10 x 10 pixels in three classes."""
-    rng = np.random.default_rng(0)
-    for part, count in (("train", 12), ("test", 6)):
-        for index in range(count):
-            folder = tmp_path / "pictures" / part / ("red", "green", "blue")[index % 3]
-            folder.mkdir(parents=True, exist_ok=True)
-            pixels = rng.integers(0, 100, (10, 10, 3))
-            pixels[..., index % 3] += 150
-            Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{index}.png")
-    return tmp_path / "pictures"
+    return write_pictures(tmp_path / "pictures", ("red", "green", "blue"), 12, 6, (10, 10), brighter=150)
 
 
 @pytest.fixture

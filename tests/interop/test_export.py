@@ -37,16 +37,10 @@ class Gate(Layer):
     def forward(self, x):
         return np.square(x) / (np.abs(x) + 1.0) - 0.5 * x
 
-    def backward(self, dy):
-        raise NotImplementedError
-
 
 class Numbers(Layer):
     def forward(self, x):
         return x * float(x.max())
-
-    def backward(self, dy):
-        raise NotImplementedError
 
 
 def flat(rng):

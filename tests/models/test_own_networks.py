@@ -3,7 +3,7 @@ import json
 
 import numpy as np
 import pytest
-from PIL import Image
+from picture_folders import write_pictures
 
 import minires
 from minires.backends import use_backend
@@ -68,11 +68,7 @@ def test_what_is_wrong_is_one_sentence(name, part, tmp_path):
 
 
 def test_a_run_of_ones_own_network_is_rebuilt_anywhere(command, tmp_path, monkeypatch):
-    rng = np.random.default_rng(0)
-    for name in ("train/a", "train/b", "test/a", "test/b"):
-        (tmp_path / "data" / name).mkdir(parents=True)
-        for index in range(3):
-            Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(tmp_path / "data" / name / f"{index}.png")
+    write_pictures(tmp_path / "data", "ab", 6, 6, (8, 8))
     code, out, error = command("train", "--model", "mine.py:make", "--dataset", "data", "--epochs", 1, "--batch-size", 3)
     assert code == 0 and f"the code of {tmp_path}/mine.py is run" in error and "runs/mine-make-data-seed0" in out
     said = load_tensors("runs/mine-make-data-seed0/best.safetensors")[1]

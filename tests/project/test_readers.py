@@ -4,6 +4,7 @@ import warnings
 
 import numpy as np
 import pytest
+from picture_folders import write_pictures
 from PIL import Image
 
 from minires.backends import use_backend
@@ -242,11 +243,7 @@ def test_a_home_folder_is_understood(tmp_path, monkeypatch):
 
 
 def test_a_run_can_be_evaluated_from_another_folder(tmp_path, monkeypatch, capsys):
-    rng = np.random.default_rng(0)
-    for name in ("train/a$in$", "train/b", "test/a$in$", "test/b"):
-        (tmp_path / "pets" / name).mkdir(parents=True)
-        for index in range(2):
-            Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(tmp_path / "pets" / name / f"{index}.png")
+    write_pictures(tmp_path / "pets", ("a$in$", "b"), 4, 4, (8, 8))
 
     def call(*arguments):
         with pytest.raises(SystemExit) as stop:

@@ -1,8 +1,9 @@
-"""The exercises' machinery: files that fail in every way, the process with its time limit, the command, a teacher's own."""
+"""The exercises' machinery: files that fail in every way, the process with its time limit, the command."""
 import json
 import os
 import textwrap
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,8 @@ import pytest
 from exercise_answers import RIGHT
 from test_exercise_answers import EXERCISES, write
 
-from minires.cli import main
 from minires.errors import UserError
-from minires.study.exercises import Report, check_file, find_exercise, find_exercises, grade, start_exercise
+from minires.study.exercises import Report, check_file, find_exercises, grade, start_exercise
 from minires.study.exercises.checker.report import Check, Diagnosis
 from minires.study.exercises.checker.where import where
 from minires.study.exercises.checker.words import BLANK
@@ -237,15 +237,10 @@ def test_a_students_files_do_not_take_the_place_of_modules(tmp_path, monkeypatch
 
 
 @pytest.fixture
-def command(capsys, tmp_path, monkeypatch):
-    """command("exercise", ...) -> (exit code, stdout, stderr), in an empty folder."""
+def command(command, tmp_path, monkeypatch):
+    """command("start", "square") -> (exit code, stdout, stderr) of minires exercise, in an empty folder."""
     monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        with pytest.raises(SystemExit) as exit_:
-            main(["exercise", *map(str, arguments)])
-        return exit_.value.code or 0, *capsys.readouterr()
-    return run
+    return partial(command, "exercise")
 
 
 def test_list_names_every_exercise_in_order(command):
@@ -328,88 +323,6 @@ def test_wrong_input_is_one_sentence(command, arguments, message):
     Path("empty.py").touch()
     code, out, error = command(*arguments)
     assert (code, out) == (2, "") and error.startswith(f"minires: error: {message}") and error.count("\n") == 1
-
-
-# --- a teacher's own exercise: one file ---
-
-TEACHERS = '''
-import numpy as np
-
-from minires.layer import Layer
-from minires.study.exercises import Case, Exercise, Mistake
-
-CODE = """
-import numpy as np
-
-from minires.layer import Layer
-
-
-class Square(Layer):
-    def forward(self, x):
-        self._save(x)
-        return x * x
-
-    def backward(self, dy):
-        (x,) = self._saved()
-        raise NotImplementedError("backward is blank: write it here")
-"""
-
-
-class Square(Layer):
-    def forward(self, x):
-        self._save(x)
-        return x * x
-
-    def backward(self, dy):
-        (x,) = self._saved()
-        return 2 * x * dy
-
-
-EXERCISE = Exercise(
-    title="the square", engine=Square, make=lambda Square, rng: Square(), letters={"x": "N C", "y": "N C"},
-    formula="y = x^2", keeps="x", code=CODE, cases=(Case((1, 4)), Case((3, 5))),
-    mistakes=(Mistake("x for 2x", "dx is half of what it should be: the derivative of x^2 is 2x", lambda s: s.x * s.dy),),
-)
-'''
-
-
-def test_a_teachers_file_is_an_exercise(command, tmp_path):
-    folder = tmp_path / "mine"
-    folder.mkdir()
-    (folder / "square.py").write_text(TEACHERS)
-    assert command("list", "--folder", folder)[1].splitlines()[-1].split()[1:] == ["square", "the", "square"]
-    assert command("start", "square", "--folder", folder)[0] == 0
-    assert "No derivation is written." in command("hint", "square", "--derivation", "--folder", folder)[1]
-    path = Path("square.py")
-    assert 'y = x^2' in path.read_text() and "- return dx, (N, C)" in path.read_text()
-    path.write_text(path.read_text().replace(BLANK, "return x * dy"))
-    code, out, _ = command("check", path, "--folder", folder)
-    assert code == 1 and "- dx is half of what it should be: the derivative of x^2 is 2x" in out
-    assert command("check", folder / "square.py", "--exercise", "square", "--folder", folder)[0] == 0  # its own solution
-    assert command("check", path)[0] == 2  # unknown without the folder
-
-
-def test_a_teachers_wrong_solution_is_found_by_the_numerical_check(tmp_path):
-    (tmp_path / "square.py").write_text(TEACHERS.replace("return 2 * x * dy", "return 3 * x * dy"))
-    exercise = find_exercise("square", tmp_path)
-    report = grade(exercise, tmp_path / "square.py")
-    assert report.status == "wrong" and report.diagnoses[0].mistake == "not the derivative"
-    assert {check.kind for check in report.checks if not check.passed} == {"numerical"}
-
-
-@pytest.mark.parametrize(("old", "new", "message"), [
-    ("import numpy", "import nunpy", "cannot be loaded: ModuleNotFoundError: No module named 'nunpy'"),
-    ("import numpy", "raise SystemExit(0)  #", "cannot be loaded: SystemExit: 0"),
-    ("EXERCISE =", "OTHER =", "defines no EXERCISE = Exercise"),
-    ("raise Not", "return Not", "cannot be loaded: UserError: the exercise's code has 0 lines"),
-    ("cases=(Case((1, 4)), Case((3, 5)))", "cases=()", "cannot be loaded: UserError: the exercise has no cases"),
-])
-def test_a_teachers_mistake_is_one_sentence(tmp_path, old, new, message):
-    (tmp_path / "square.py").write_text(TEACHERS.replace(old, new))
-    with pytest.raises(UserError) as caught:
-        start_exercise("square", tmp_path / "out.py", tmp_path)
-    assert f"the exercise file {tmp_path / 'square.py'} {message}" in str(caught.value)
-    assert not (tmp_path / "out.py").exists()
 
 
 def test_the_catalogue_lists_what_ships():

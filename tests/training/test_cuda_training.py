@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from carried import synchronisations
 from conftest import ON_DEVICE
+from picture_folders import write_pictures
 from test_training import coloured, make_trainer, small_network, without_times
 
 from minires.backends import memory_advice, require_device, to_device, to_numpy
@@ -149,15 +150,7 @@ def test_a_data_set_larger_than_the_device(small_pool):
 
 
 def test_train_and_eval_from_the_command_line(tmp_path, capsys):
-    from PIL import Image
-
-    rng = np.random.default_rng(0)
-    for part, count in (("train", 12), ("test", 4)):
-        for index in range(count):
-            folder = tmp_path / "pictures" / part / ("bright", "dark")[index % 2]
-            folder.mkdir(parents=True, exist_ok=True)
-            pixels = rng.integers(130 * (index % 2 == 0), 130 + 120 * (index % 2 == 0), (8, 8, 3))
-            Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{index}.png")
+    write_pictures(tmp_path / "pictures", ("dark", "bright"), 12, 4, (8, 8), brighter=130)
     out = tmp_path / "run"
     train = f"train --dataset {tmp_path / 'pictures'} --epochs 1 --batch-size 4 --lr 0.01 --out {out}".split()
     for arguments in (train, ["eval", "--checkpoint", str(out / "last.safetensors")]):

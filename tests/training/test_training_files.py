@@ -3,7 +3,7 @@ import tomllib
 
 import numpy as np
 import pytest
-from PIL import Image
+from picture_folders import write_pictures
 from safetensors.numpy import load_file, save_file
 
 from minires.errors import UserError
@@ -20,15 +20,7 @@ from minires.training.run import begin_run, newest_weights, read_config, write_c
 @pytest.fixture
 def picture_folder(tmp_path):
     """13 training and 4 test pictures of 12 x 12 pixels, bright or dark."""
-    rng = np.random.default_rng(0)
-    for part, count in (("train", 13), ("test", 4)):
-        for index in range(count):
-            name = ("bright", "dark")[index % 2]
-            folder = tmp_path / "pictures" / part / name
-            folder.mkdir(parents=True, exist_ok=True)
-            low = 130 if name == "bright" else 0
-            Image.fromarray(rng.integers(low, low + 120, (12, 12, 3)).astype(np.uint8)).save(folder / f"{index}.png")
-    return tmp_path / "pictures"
+    return write_pictures(tmp_path / "pictures", ("dark", "bright"), 13, 4, (12, 12), brighter=130)
 
 
 def settings(folder, **changes):

@@ -3,7 +3,7 @@ import json
 
 import numpy as np
 import pytest
-from PIL import Image
+from picture_folders import write_pictures
 
 from minires.backends import use_backend
 from minires.errors import UserError
@@ -28,13 +28,7 @@ def reference_kernels(tmp_path, monkeypatch):
 @pytest.fixture
 def folder(tmp_path):
     """12 training and 6 test pictures of 40 x 60 pixels in three classes."""
-    rng = np.random.default_rng(0)
-    for part, count in (("train", 12), ("test", 6)):
-        for index in range(count):
-            place = tmp_path / "pets" / part / "abc"[index % 3]
-            place.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(rng.integers(0, 256, (40, 60, 3), np.uint8)).save(place / f"{index}.png")
-    return tmp_path / "pets"
+    return write_pictures(tmp_path / "pets", "abc", 12, 6, (40, 60))
 
 
 def test_all_but_a_last_layer_of_another_size_is_taken_over(rng):
