@@ -18,7 +18,7 @@ from minires.training.metrics import evaluate
 from minires.training.views import over_views
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and std that published weights were trained with
-BEST = 5  # classes that count as found in the top-5 accuracy, and that `minires predict` names
+TOP = 5  # classes that count as found in the top-5 accuracy, and that `minires predict` names
 
 
 def open_checkpoint(path, model=None, shortcut=None, mean=None, std=None, stem=None):
@@ -128,7 +128,7 @@ class Evaluation:
     """What a network makes of labelled images.
 
     confusion: (K, K) counts, row the true class, column the predicted one. loss: the mean of an image. found: images whose
-    class is among the BEST most likely. Fractions of classes without an image, or that are never predicted, are NaN.
+    class is among the TOP most likely. Fractions of classes without an image, or that are never predicted, are NaN.
     """
 
     confusion: np.ndarray
@@ -200,7 +200,7 @@ def evaluated(network, loss, loader, device="cpu", views="none"):
 
     def watched(x):
         y = predict(x)
-        best.append(np.argsort(-to_numpy(y), axis=1, kind="stable")[:, :BEST])
+        best.append(np.argsort(-to_numpy(y), axis=1, kind="stable")[:, :TOP])
         return y
 
     def batches():

@@ -98,7 +98,7 @@ def measure_cell(model, work, batch, engines, threads, repetitions, tick=lambda:
     engines: "minires" and names of engines.VARIANTS. Raises Disagreement before anything is timed.
     """
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        least = least_of(model, work, batch) if device == "cpu" else None
+        least = least_of(model, work, batch, threads) if device == "cpu" else None
         files = write_inputs(folder, model, batch)
         workers, results, left_out = {}, {}, {}
         for name in engines:
@@ -137,12 +137,14 @@ def measure_cell(model, work, batch, engines, threads, repetitions, tick=lambda:
             "best": best, "roofline_seconds": least}
 
 
-def least_of(model, work, batch):
+def least_of(model, work, batch, threads):
     """The seconds that the roofline allows for the plan of a cell, measured now and here (minires.bench.roofline)."""
+    from minires.backends import set_num_threads
     from minires.bench.roofline import least_seconds
     from minires.losses import CrossEntropyLoss
     from minires.plan import compile
 
+    set_num_threads(threads)
     network, size = build_network(model), parts(model)[2]
     compiled = compile(network, CrossEntropyLoss()) if work == "training" else compile(network)
     return float(sum(least_seconds(compiled.plan((batch, size, size, 3)).steps)))

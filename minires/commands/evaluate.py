@@ -82,11 +82,9 @@ def _print_classes(result, classes):
 
 
 def _print_confusion(confusion, classes):
-    # Columns are narrow: the names above them are cut to what tells them apart.
-    wide = max(4, len(f"{confusion.max():,}"))
-    heads = [name if len(name) <= wide else name[:wide] for name in classes]
-    _print([("", *heads), *((name, *(f"{count:,}" if count else "." for count in row))
-                            for name, row in zip(classes, confusion, strict=True))])
+    numbers = [str(number) for number in range(1, len(classes) + 1)]  # columns are too narrow for names
+    _print([("", *numbers), *((f"{number} {name}", *(f"{count:,}" if count else "." for count in row))
+                              for number, name, row in zip(numbers, classes, confusion, strict=True))])
 
 
 def _percent(fraction):

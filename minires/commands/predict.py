@@ -6,8 +6,6 @@ import typer
 
 from minires.commands.options import CHECKPOINT, Mean, Model, Shortcut, Std, Stem, Threads, use_threads
 
-NAMED = 5  # of the most likely classes
-
 
 def predict(
     images: Annotated[list[Path], typer.Argument(help="Picture files.")],
@@ -21,7 +19,7 @@ def predict(
     threads: Threads = None,
 ):
     """Name what is on pictures: the five most likely classes of each, and their probabilities."""
-    from minires.evaluation import open_checkpoint, predict_classes, read_image
+    from minires.evaluation import TOP, open_checkpoint, predict_classes, read_image
     from minires.training.run import newest_weights
 
     use_threads(threads)
@@ -31,5 +29,5 @@ def predict(
     network, card = open_checkpoint(checkpoint, model, shortcut, mean, std, stem)
     pictures = [read_image(path, card.image_size) for path in images]  # all of them before the first is shown
     for path, (pixels, done) in zip(images, pictures, strict=True):
-        best = "   ".join(f"{name} {p:.1%}" for name, p in predict_classes(network, card, pixels)[:NAMED])
+        best = "   ".join(f"{name} {p:.1%}" for name, p in predict_classes(network, card, pixels)[:TOP])
         typer.echo(f"{path}: {best}{f'   ({done})' if done else ''}")

@@ -14,7 +14,8 @@ def summary(
     model: Model = None,
     shortcut: Shortcut = None,
     stem: Stem = None,
-    num_classes: Annotated[int, typer.Option(help="Outputs of the last layer.")] = 10,
+    num_classes: Annotated[int | None, typer.Option(help="Outputs of the last layer, 10 by default; weights have their own.",
+                                                    show_default=False)] = None,
     image_size: Annotated[int | None, typer.Option(help="Pixels a side; by default 32, with the imagenet stem 224, of "
                                                         "weights what they were trained on.", show_default=False)] = None,
 ):
@@ -22,21 +23,25 @@ def summary(
     from rich.console import Console
     from rich.table import Table
 
-    from minires.models import build_model
+    from minires.models import MODELS, build_model
     from minires.study.summary import summarise
 
-    if Path(target).exists():
+    if target not in MODELS and Path(target).exists():
         from minires.evaluation import open_checkpoint
 
+        if num_classes is not None:
+            raise UserError(f"--num-classes {num_classes} is for a model's name, and {target} has its own: leave it out")
         network, card = open_checkpoint(target, model, shortcut, stem=stem)
+        channels = len(card.mean)
         size, name = card.image_size if image_size is None else image_size, f"{target}, {card.model},"
     elif model is not None:
         raise UserError(f"{target} is not there, and --model {model} is for a file of weights: give the file, or the model "
                         "alone")
     else:
         size = pixels_of(image_size, stem)
-        network, name = build_model(target, num_classes, shortcut, stem), target
-    layers = summarise(network, size)
+        network, name = build_model(target, 10 if num_classes is None else num_classes, shortcut, stem), target
+        channels = 3
+    layers = summarise(network, size, channels)
     table = Table(box=None, pad_edge=False, show_footer=True)
     table.add_column("layer", footer="total", no_wrap=True)
     table.add_column("kind", no_wrap=True)

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from minires.arguments import count
 from minires.data.dataset import Dataset
-from minires.data.picture import SUFFIXES, read_pixels
+from minires.data.picture import MOST_SIDE, SUFFIXES, read_pixels
 from minires.errors import UserError, note
 
 
@@ -54,7 +55,7 @@ def _read_split(folder: Path, classes: tuple[str, ...], size: int | None) -> Dat
         for label, name in enumerate(classes):
             files = _files_in(folder / name)
             found = [path for path in files if path.suffix.lower() in SUFFIXES]
-            others += [path for path in files if path not in found]
+            others += [path for path in files if path.suffix.lower() not in SUFFIXES]
             for path, pixels in zip(found, read(_read, found, [size] * len(found)), strict=True):
                 if isinstance(pixels, UserError):
                     unreadable.append(path)
@@ -85,6 +86,7 @@ def load_folder(folder, size: int | None = None) -> tuple[Dataset, Dataset]:
     What is no picture, or cannot be read, is left out, counted, and told in a line on stderr. Raises UserError where train
     and test differ in classes or picture size, or a class holds no picture.
     """
+    size = None if size is None else count("size", size, MOST_SIDE)
     train_folder, test_folder = Path(folder) / "train", Path(folder) / "test"
     classes, test_classes = _class_names(train_folder), _class_names(test_folder)
     if classes != test_classes:

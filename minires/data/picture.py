@@ -11,6 +11,7 @@ from minires.errors import UserError
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"}  # of a folder's pictures
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
+MOST_SIDE = 2**12  # pixels that a picture is made
 MOST_PIXELS = 2**26  # 8192 x 8192: a picture that unpacks to more is a slip, or meant to fill the memory
 _TRANSPARENT = ("RGBA", "LA", "PA", "RGBa", "La")
 
@@ -57,7 +58,7 @@ def square(picture, size):
     """
     from PIL import Image, ImageOps
 
-    size = count("size", size, 2**12)
+    size = count("size", size, MOST_SIDE)
     if picture.size != (size, size):
         picture = ImageOps.fit(picture, (size, size), Image.Resampling.BICUBIC)
     return np.asarray(picture)

@@ -92,10 +92,11 @@ def save_torch_weights(model, path, torchvision=False):
     """
     path, state = Path(path), to_torch_state_dict(model)
     if torchvision:
-        design = RESNETS.get(model.built_as.keywords["name"]) if hasattr(model, "built_as") else None
-        if design is None or design["block"] not in ("basic", "bottleneck") or not hasattr(model, "maxpool"):
+        made = model.built_as.keywords if hasattr(model, "built_as") else {}
+        theirs = RESNETS.get(made.get("name"), {}).get("block") in ("basic", "bottleneck") and hasattr(model, "maxpool")
+        if not theirs or made.get("shortcut") == "A" or made.get("in_channels", 3) != 3:
             raise UserError(f"torchvision has no network such as this {type(model).__name__}: expected resnet18 to 152 "
-                            "with the imagenet stem, write it as torch")
+                            "with the imagenet stem, shortcut B and three channels, write it as torch")
         state = {name.replace(".shortcut.", ".downsample."): array for name, array in state.items()}
     if path.suffix == ".safetensors":
         from safetensors.numpy import save

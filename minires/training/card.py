@@ -128,6 +128,8 @@ def _made_by(model, name):
         if not is_own(name):
             raise UserError(f"name {arguments.shown(name)} is no FILE.py:function: expected the file and the function that "
                             "make the network")
+        if not digest(name):
+            raise UserError(f"name {name} is in a file that is not there: expected the one whose function makes it")
         return {"name": absolute(name), "num_classes": outputs_of(model)}
     functions = [key for key, value in model.built_as.keywords.items() if callable(value)]
     if functions:
@@ -142,12 +144,14 @@ def load(path, model=None):
     model: a network that the weights are loaded into, for a file that does not say what rebuilds it; it is returned. The
     classes and statistics that were saved beside it: `minires.training.load_model`.
     """
-    if model is not None:
-        return model.load_state_dict(load_tensors(weights_file(path))[0])
     path = weights_file(path)
-    if "model" not in load_tensors(path)[1]:
-        raise UserError(f"{path} does not say what network it is of: make one, and pass it as in load({str(path)!r}, model)")
-    return load_model(path)[0]
+    tensors, about = load_tensors(path)
+    if model is None:
+        if "model" not in about:
+            raise UserError(f"{path} does not say what network it is of: make one, and pass it as in load({str(path)!r}, "
+                            "model)")
+        model = card_of(about, path).build()
+    return model.load_state_dict(tensors)
 
 
 def outputs_of(model):

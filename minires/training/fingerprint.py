@@ -10,6 +10,7 @@ import numpy as np
 import minires
 from minires.data import Dataset
 from minires.errors import UserError
+from minires.reprs import Shown
 from minires.schedules import Schedule
 
 _PLAIN = (str, int, float, bool, tuple, list, type(None))
@@ -76,15 +77,15 @@ def _of_settings(thing):
         if isinstance(value, Schedule):
             found[name] = _of_settings(value)
         elif isinstance(value, _PLAIN) and name not in moving and not name.startswith("_"):
-            several = isinstance(value, tuple | list)
-            if not several or all(isinstance(item, str | int | float) for item in value):
-                found[name] = [_plain(item) for item in value] if several else _plain(value)
+            found[name] = [_plain(item) for item in value] if isinstance(value, tuple | list) else _plain(value)
     return found
 
 
 def _plain(value):
-    """JSON has no word for what is not finite."""
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+    """JSON has no word for what is not finite, nor for an object: its name, or what it shows of itself."""
+    if isinstance(value, str | int | float | type(None)):
+        return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+    return getattr(value, "__qualname__", None) or (repr(value) if isinstance(value, Shown) else type(value).__qualname__)
 
 
 def _environment():

@@ -74,6 +74,8 @@ class Recipe:
                 checked[name] = arguments.number(name, value, above=0)
             else:
                 checked[name] = arguments.number(name, value, 0)
+        if self.optimiser == "muon":  # it would leave what is no convolution as it is
+            arguments.number("sgd_lr, of what muon leaves to SGD,", self.sgd_lr, above=0)
         vars(self).update(checked)  # as Python's own, which can be written down
 
     def make_optimiser(self, parameters):

@@ -16,7 +16,7 @@ from minires.files import plain_json, write_atomically
 from minires.losses import CrossEntropyLoss
 from minires.models import build_model
 from minires.models.own import digest, short
-from minires.training.card import ModelCard
+from minires.training.card import BEST, ModelCard
 from minires.training.feed import feed
 from minires.training.recipes import Recipe
 from minires.training.trainer import Trainer
@@ -167,7 +167,7 @@ def begin_run(trainer, settings, card, out=None):
 
 def newest_weights(runs="runs"):
     """best.safetensors of the run under `runs` that was saved last. UserError when there is none."""
-    found = sorted(Path(runs).glob("*/best.safetensors"), key=lambda path: path.stat().st_mtime)
+    found = sorted(Path(runs).glob(f"*/{BEST}"), key=lambda path: path.stat().st_mtime)
     if not found:
         raise UserError(f"there is no run in {runs}/: train one with minires train, or name a file with --checkpoint")
     return found[-1]

@@ -15,6 +15,7 @@ from minires.layer import Layer
 from minires.losses import CrossEntropyLoss
 from minires.plan import compile
 from minires.reprs import describe
+from minires.training.card import BEST
 from minires.training.checkpoint import (
     Position,
     load_state,
@@ -42,7 +43,7 @@ from minires.training.progress import Progress
 from minires.training.stopping import Stopped, listening_for_signals
 
 METRICS, CURVES = "metrics.jsonl", "curves.png"
-LAST, BEST, STATE = "last.safetensors", "best.safetensors", "state.safetensors"
+LAST, STATE = "last.safetensors", "state.safetensors"
 FILES = (METRICS, CURVES, LAST, BEST, STATE)
 
 

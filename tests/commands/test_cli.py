@@ -205,7 +205,7 @@ def test_eval_repeats_the_last_epochs_numbers(command, trained, tmp_path):
     right = round(row["test_accuracy"] * 6)
     assert lines[-1].startswith(f"accuracy {row['test_accuracy']:.2%} ({right} of 6), 95 % interval ")
     rows = [line.split() for line in lines[lines.index(next(line for line in lines if "matrix" in line)) + 2:][:3]]
-    counts = np.array([[0 if cell == "." else int(cell) for cell in cells[1:]] for cells in rows])
+    counts = np.array([[0 if cell == "." else int(cell) for cell in cells[2:]] for cells in rows])
     assert counts.sum(1).tolist() == [2, 2, 2] and np.trace(counts) == round(row["test_accuracy"] * 6)
     said = command("eval", "--checkpoint", "runs/one", "--picture", "c.png")  # the run's folder: its best epoch
     assert said[0] == 0 and said[1].endswith("drew the confusion matrix into c.png\n") and (tmp_path / "c.png").is_file()

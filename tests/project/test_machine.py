@@ -31,9 +31,9 @@ def test_a_containers_share_counts(groups, files, cores, tmp_path, monkeypatch):
         write(root / name, text)
     if groups is not None:
         write(tmp_path / "cgroup", groups)
-    quota = machine._quota(tmp_path / "cgroup", root)
+    places = {"/proc/self/cgroup": tmp_path / "cgroup", "/sys/fs/cgroup": root}
+    monkeypatch.setattr(machine, "Path", lambda name: places[name])
     monkeypatch.setattr(machine.os, "sched_getaffinity", lambda _: range(8), raising=False)
-    monkeypatch.setattr(machine, "_quota", lambda *_: quota)
     assert machine.cores() == cores
 
 

@@ -259,3 +259,10 @@ def test_a_run_can_be_evaluated_from_another_folder(tmp_path, monkeypatch, capsy
     assert call("eval", "--checkpoint", tmp_path / "r" / "last.safetensors") == 0
     # Names with two dollars are no formula.
     assert call("plot", "confusion", tmp_path / "r" / "last.safetensors", "--out", "c.png") == 0
+
+
+@pytest.mark.parametrize("size", [0, 5000, "64", True, 1.5])
+def test_a_wrong_size_of_pictures_is_not_their_fault(size, tmp_path):
+    write_pictures(tmp_path / "pets", "ab", 4, 4, (8, 8))
+    with pytest.raises(UserError, match=r"^size must be an int"):
+        load_folder(tmp_path / "pets", size)

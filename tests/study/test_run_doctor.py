@@ -198,6 +198,7 @@ def test_mistakes_that_a_run_shows(run, tmp_path):
     assert _updates(rows, run, 6) == [] and _selection(rows, run) == []
     assert names(_updates([rows[0], rows[1] | {"update_ratio": 0.0}], run, 6)) == {"no update"}
     assert names(_updates(rows, run, 7)) == {"no update"}  # as if batches had been left out
+    assert _updates(rows, run, 24, accumulate=4) == [] and names(_updates(rows, run, 28, accumulate=4)) == {"no update"}
     (tmp_path / "best.safetensors").write_bytes(b"")
     tensors, about = load_tensors(run / "best.safetensors")
     save_tensors(tmp_path / "best.safetensors", tensors, about | {"epoch": 1})

@@ -8,11 +8,13 @@ from test_training import coloured, loader, make_trainer, small_network
 
 from minires import SGD
 from minires.backends import use_backend
+from minires.data import Loader
+from minires.data.augmentations import CropAndFlip
 from minires.errors import UserError
 from minires.files import load_tensors, save_tensors
 from minires.training import Trainer
 from minires.training.card import ModelCard
-from minires.training.recipes import Recipe
+from minires.training.recipes import Recipe, make_recipe
 
 
 @pytest.fixture(autouse=True)
@@ -191,3 +193,26 @@ def test_a_checkpoint_that_cannot_be_read_is_one_sentence(tmp_path, monkeypatch)
         load_tensors(path)
     with pytest.raises(UserError, match=f"^{sentence}$"):
         load_torch_weights(small_network(0), path)
+
+
+def test_other_augmentations_are_told_on_resuming(tmp_path):
+    def made(*augmentations):
+        trainer = with_sgd(tmp_path)
+        trainer.train = Loader(coloured(90, 1), 15, mean=[0.4] * 3, std=[0.2] * 3, augment=list(augmentations), rng=0)
+        return trainer
+
+    def turned(images, rng):
+        return images[:, ::-1]
+
+    def mirrored(images, rng):
+        return images[:, :, ::-1]
+
+    made(CropAndFlip(2), turned).fit(1)
+    assert made(CropAndFlip(2), turned).restore().notes == []
+    assert any("augment" in note for note in made(CropAndFlip(1), turned).restore().notes)
+    assert any("augment" in note for note in made(CropAndFlip(2), mirrored).restore().notes)
+
+
+def test_muon_needs_a_rate_for_what_is_no_convolution():
+    with pytest.raises(UserError, match="sgd_lr, of what muon leaves to SGD, must be a number above 0, got 0"):
+        make_recipe("budget", optimiser="muon")

@@ -35,12 +35,12 @@ def doctor_run(folder, picture=None):
         found.append(Finding("class order", f"the weights were trained for the classes {', '.join(about['classes'][:5])} "
                                             f"and the data has {', '.join(card.classes[:5])}: a label means another class "
                                             "now"))
-    return (found + _updates(rows, folder, len(trainer.train)) + _selection(rows, folder)
+    return (found + _updates(rows, folder, len(trainer.train), settings.recipe.accumulate) + _selection(rows, folder)
             + _measured(trained, trainer, rows) + look_at_model(
                 trainer.model, trainer.train, lr=settings.recipe.lr, picture=picture, trained=trained))
 
 
-def _updates(rows, folder, steps):
+def _updates(rows, folder, steps, accumulate=1):
     """Epochs without updates: nothing moved, or fewer steps than batches."""
     still = [row["epoch"] for row in rows if row.get("update_ratio") == 0 or row.get("lr") == 0]
     if still:
@@ -50,8 +50,9 @@ def _updates(rows, folder, steps):
     # A run that was killed before it wrote its state has a row more than the state knows.
     made, due = int(tensors["optimiser.steps"]), about["epoch"] * steps + about["step"]
     skipped = sum(row.get("skipped", 0) for row in rows[:about["epoch"]]) + about["skipped"]
-    if made + skipped < due:
-        return [Finding("no update", f"the optimiser made {made} steps in epochs of {due} batches in all: some batches "
+    if made < (due - skipped) // accumulate:
+        of = f", {accumulate} to a step," if accumulate > 1 else ""
+        return [Finding("no update", f"the optimiser made {made} steps in epochs of {due} batches{of} in all: some batches "
                                      "moved nothing")]
     return []
 
