@@ -17,11 +17,17 @@ def changed():
     _changes[0] += 1
 
 
-def contents(value):
-    """A value that was set on something; of a list, tuple or dict all that it holds, however deep, keys too."""
+def contents(value, around=()):
+    """A value that was set on something; of a list, tuple or dict all that it holds, however deep, keys too.
+
+    Of one that holds itself, however deep, nothing a second time.
+    """
     if not isinstance(value, list | tuple | dict):
         return [value]
-    return [inside for part in (value.items() if isinstance(value, dict) else value) for inside in contents(part)]
+    if any(value is outer for outer in around):
+        return []
+    return [inside for part in (value.items() if isinstance(value, dict) else value)
+            for inside in contents(part, (*around, value))]
 
 
 class Noticed:

@@ -131,7 +131,10 @@ def added(gradient, value, fresh=False):
     """`value`, or where there is a `gradient` to add it to, in place, None; a fresh one holds nothing yet."""
     if gradient is None:
         return value
-    gradient[...] = value if fresh else gradient + value
+    if fresh:
+        gradient[...] = value
+    else:
+        gradient += value
     return None
 
 

@@ -108,15 +108,22 @@ def moved_bytes(step):
     return sum(array.nbytes for arrays in (once, again, _arrays(step.results), into) for array in arrays)
 
 
+def convolution_of(operator, arguments):
+    """(x's shape, dtype, output channels, kernel size, stride, padding, dilation) of a convolution; None of what is none."""
+    if operator not in CONVOLUTIONS:
+        return None
+    x_shape, (*size, _, out_channels), geometry, _ = CONVOLUTIONS[operator](*arguments)
+    return tuple(x_shape), arguments[0].dtype, out_channels, tuple(size), *map(tuple, _with_dilation(geometry))
+
+
 def kernel(step):
     """The kernel that the back end at hand chooses for a convolution, or ""."""
+    convolution = convolution_of(step.operator, step.arguments)
     array = next(arrays_in(step.arguments), None)
-    if step.operator not in CONVOLUTIONS or array is None or array.device != "cpu":
+    if convolution is None or array is None or array.device != "cpu":
         return ""
-    ops = importlib.import_module(f"minires.backends.{host_backend()}")
-    x_shape, (*size, _, out_channels), geometry, _ = CONVOLUTIONS[step.operator](*step.arguments)
-    choice = getattr(ops, "kernel_name", None)
-    return choice(x_shape, array.dtype, out_channels, tuple(size), *_with_dilation(geometry)) if choice else ""
+    choice = getattr(importlib.import_module(f"minires.backends.{host_backend()}"), "kernel_name", None)
+    return choice(*convolution) if choice else ""
 
 
 def text(found):

@@ -96,9 +96,9 @@ class Loader(Shown):
         return rng.permutation(len(self.dataset)) if self.shuffle else np.arange(len(self.dataset)), rng
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        return self.batches()
+        return self.batches_from()
 
-    def batches(self, start: int = 0, epoch: int | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def batches_from(self, start: int = 0, epoch: int | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """A new epoch from its batch number `start` on: the same batches as in a whole one.
 
         epoch: its number, where it is not that after the last one here: a Trainer's own.

@@ -144,7 +144,10 @@ class GroupNorm(Layer):
     Nothing depends on the batch, so training and evaluation compute the same. groups = 1 is layer normalisation over a whole
     image, groups = C instance normalisation.
 
-    Backward. As in layer normalisation, with the means over a group of one image.
+    Backward. As in layer normalisation, with g = weight * dy and the means over a group of one image:
+
+        dweight = sum(dy * x_hat)    dbias = sum(dy)    (over all but C)
+        dx = (g - mean(g) - x_hat * mean(g * x_hat)) / sqrt(var + eps)
 
     Source: Wu & He 2018, https://arxiv.org/abs/1803.08494
     UserError unless groups divides num_channels. Arguments are in PyTorch's order.

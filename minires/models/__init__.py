@@ -63,9 +63,9 @@ def _built(name, num_classes, said, rng):
             raise UserError(f"{name} says itself what it makes, got {', '.join(said)}: leave that out")
         return build_own(name, num_classes, default_rng(0 if rng is None else rng))
     if name == "speedrun":
-        refused = {"shortcut", "stem"} & said.keys()
+        refused = said.keys() - inspect.signature(Speedrun).parameters.keys()
         if refused:
-            raise UserError(f"speedrun has no shortcuts and one stem, got {', '.join(sorted(refused))}: leave them out")
+            raise UserError(f"speedrun has no {', '.join(sorted(refused))}: leave that out")
         return Speedrun(num_classes, rng=rng, **said)
     known = inspect.signature(ResNet).parameters
     further = said.keys() - {"shortcut", "stem", "in_channels"}

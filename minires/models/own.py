@@ -88,7 +88,17 @@ def _module(file):
         spec = importlib.util.spec_from_file_location(f"minires_own_{file.stem}", file)
         module = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = module  # dataclasses and pickle look themselves up there
-        spec.loader.exec_module(module)
+        before = set(sys.modules)
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[spec.name]
+            raise
+        finally:  # another file's helper may have the same name
+            for name in set(sys.modules) - before:
+                beside = getattr(sys.modules[name], "__file__", None)
+                if beside is not None and Path(beside).resolve().is_relative_to(file.resolve().parent):
+                    del sys.modules[name]
         _modules[key] = module
     return _modules[key]
 
@@ -99,10 +109,12 @@ def _failures_told(name, file):
     sys.path.insert(0, str(file.absolute().parent))
     try:
         yield
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
                  if Path(frame.filename).name == file.name]
-        line = getattr(error, "lineno", None) or (lines[-1] if lines else None)
+        if isinstance(error, SyntaxError) and Path(error.filename or "").absolute() == file.absolute():
+            lines = [error.lineno]
+        line = lines[-1] if lines else None
         reason = (str(error).splitlines() or [""])[0]
         where = f" at line {line} of {file}" if line else ""
         raise UserError(f"{name} fails{where} ({type(error).__name__}: {reason[:200]}): mend it, its function takes "

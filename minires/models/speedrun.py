@@ -2,14 +2,15 @@
 
 After Jordan 2024, "94% on CIFAR-10 in 3.29 seconds on a single GPU", https://arxiv.org/abs/2404.00498 (airbench94).
 """
-from minires.arguments import count
+from minires.arguments import count, shown
+from minires.errors import UserError
 from minires.init import begin_as_identity, default_rng, uniform_fan_in, whitening
 from minires.layer import Sequential
 from minires.layers import GELU, BatchNorm2d, Conv2d, GlobalAvgPool2d, Linear, MaxPool2d, Scale
 
 CHANNELS = (64, 256, 256)
 LOGIT_SCALE = 1 / 9
-WHITENING_IMAGES = 5000
+WHITENING_IMAGES = 5000  # that a recipe whitens by
 
 
 class ConvGroup(Sequential):
@@ -40,7 +41,9 @@ class Speedrun(Sequential):
     def __init__(self, num_classes=10, channels=CHANNELS, *, in_channels=3, rng=None):
         rng, inside = default_rng(0 if rng is None else rng), 2 * 2 * 2 * count("in_channels", in_channels)
         self.whiten, self.gelu = Conv2d(in_channels, inside, 2, rng=rng), GELU()
-        for stage, O in enumerate(channels, 1):
+        if not isinstance(channels, tuple | list) or len(channels) != 3:
+            raise UserError(f"channels must be a number for each of the three groups, got {shown(channels)}")
+        for stage, O in enumerate([count("each of channels", O) for O in channels], 1):
             setattr(self, f"group{stage}", ConvGroup(inside, O, rng=rng))
             inside = O
         self.maxpool, self.pool = MaxPool2d(3), GlobalAvgPool2d()  # at 32 x 32 pixels the latter has one pixel to average
@@ -49,8 +52,9 @@ class Speedrun(Sequential):
 
     def whiten_by(self, images):
         """Set the first convolution to the whitening of patches of `images`, (N, H, W, C), standardised, and freeze it."""
-        weight = whitening(images[:WHITENING_IMAGES])
-        self.whiten.weight.data[...] = weight
+        if images.ndim != 4 or images.shape[3] != self.whiten.in_channels:
+            raise UserError(f"images to whiten by have shape {images.shape}: expected (N, H, W, {self.whiten.in_channels})")
+        self.whiten.weight.data[...] = whitening(images)
         self.whiten.bias.data.fill(0)
         self.whiten.weight.frozen = True
         return self

@@ -88,7 +88,8 @@ class _Planned:
     def __init__(self, plan, model, loss):
         self.plan, self.run, self.weights, self._seen = plan, Runner(plan.program, plan.memory), None, changes()
         self._model, self._loss = _made_of(model, plan.program.opaque), _set_on(loss, plan.program.opaque)
-        self._noticed = not any(any(members(list | dict, vars(layer))) for _, layer in model.named_layers())
+        self._noticed = not any(any(members(list | dict, vars(layer))) for _, layer in model.named_layers()
+                                if layer not in plan.program.opaque)
 
     @property
     def current(self):

@@ -185,7 +185,7 @@ def accumulate_where_made(program):
         latest[maker] = _with(now, more, {index: None})
     for zero in zeros:
         left = tuple(array for array in zero.arguments[0] if id(array) not in written)
-        changes[zero] = [like(zero, "zero", (left,), ())]
+        changes[zero] = [like(zero, "zero", (left,), ())] if left else []
     program.rewrite({**changes, **{old: [new] for old, new in latest.items()}})
 
 

@@ -53,12 +53,14 @@ class Attack:
             noise = to_device(self.rng.uniform(-1, 1, x.shape).astype(x.dtype), device_of(x))
             changed = np.minimum(np.maximum(x + noise * (epsilon / std), low), high)
         gradients = [(parameter.grad, parameter.grad.copy()) for parameter in self.model.parameters()]
-        with evaluating(self.model):
-            for _ in range(self.steps):
-                _, _, dx = self._gradient(changed, target)
-                changed = np.minimum(np.maximum(changed + (step / std) * np.sign(dx), low), high)
-        for gradient, before in gradients:
-            gradient[...] = before
+        try:
+            with evaluating(self.model):
+                for _ in range(self.steps):
+                    _, _, dx = self._gradient(changed, target)
+                    changed = np.minimum(np.maximum(changed + (step / std) * np.sign(dx), low), high)
+        finally:
+            for gradient, before in gradients:
+                gradient[...] = before
         return changed
 
     def accuracy(self, loader):
@@ -91,13 +93,13 @@ class Attack:
 
 
 class _Attacked:
-    """See `Attack.over`. batches(start), where the loader has it: a new epoch from its batch number `start` on."""
+    """See `Attack.over`. batches_from(start, epoch), where the loader has it: an epoch from its batch number `start` on."""
 
     def __init__(self, attack, loader):
         self._attack, self._loader = attack, loader
         self.rng = getattr(loader, "rng", None) or attack.rng
-        if hasattr(loader, "batches"):
-            self.batches = lambda start=0: attack._changed(loader.batches(start))
+        if hasattr(loader, "batches_from"):
+            self.batches_from = lambda start=0, epoch=None: attack._changed(loader.batches_from(start, epoch))
 
     dataset = property(lambda self: self._loader.dataset)
 

@@ -39,10 +39,10 @@ class DeviceLoader:
         return len(self.loader)
 
     def __iter__(self):
-        return self.batches()
+        return self.batches_from()
 
-    def batches(self, start=0, epoch=None):
-        """As `data.Loader.batches`: a new epoch from its batch number `start` on. Nothing here depends on its number."""
+    def batches_from(self, start=0, epoch=None):
+        """As `data.Loader.batches_from`: an epoch from its batch number `start` on. Nothing here depends on its number."""
         order, rng = self.loader.begin_epoch()
         size = self.loader.batch_size
         order = order[:len(self) * size]

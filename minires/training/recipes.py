@@ -8,6 +8,7 @@ from minires.data import Standardise
 from minires.data.augmentations import AlternatingFlip, CropAndFlip, Cutout
 from minires.errors import UserError
 from minires.layers import BatchNorm2d
+from minires.models.speedrun import WHITENING_IMAGES
 from minires.optim import SGD, Muon, set_parameters
 from minires.schedules import CosineLR, MultiStepLR, OneCycleLR, TriangleLR, WarmUp
 from minires.training.views import TTA
@@ -108,7 +109,7 @@ class Recipe:
     def prepare(self, model, images, mean, std):
         """Set on a new model, on the CPU, what the recipe says of it. images: (N, H, W, C) uint8, to train on."""
         if self.whiten and hasattr(model, "whiten_by"):
-            model.whiten_by(Standardise(mean, std)(images[:5000]))
+            model.whiten_by(Standardise(mean, std)(images[:WHITENING_IMAGES]))
         if self.dirac and hasattr(model, "begin_as_identity"):
             model.begin_as_identity()
         if self.bias_lr_factor != 1:

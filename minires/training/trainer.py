@@ -8,7 +8,6 @@ import numpy as np
 
 from minires import arguments
 from minires.backends import memory_advice, to_device
-from minires.data import Loader
 from minires.errors import UserError, WriteError
 from minires.files import plain_json, save_tensors, write_atomically
 from minires.layer import Layer
@@ -26,7 +25,6 @@ from minires.training.checkpoint import (
     states_of,
     streams_of,
 )
-from minires.training.feed import DeviceLoader
 from minires.training.fingerprint import differences, fingerprint
 from minires.training.folder import make_folder, open_folder
 from minires.training.guards import (
@@ -223,8 +221,8 @@ class Trainer:
         if done and self._began is not None:
             streams["loader"].bit_generator.state = self._began
         self._began = states_of(streams).get("loader")
-        if isinstance(self.train, Loader | DeviceLoader):
-            batches = self.train.batches(done, self._at.epoch)
+        if hasattr(self.train, "batches_from"):
+            batches = self.train.batches_from(done, self._at.epoch)
         else:
             batches = iter(self.train)
             next(islice(batches, done, done), None)  # goes through them

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 from minires.backends import use_backend
+from minires.errors import UserError
 from minires.init import begin_as_identity, whitening
 from minires.layers import Conv2d
 from minires.losses import CrossEntropyLoss
@@ -92,3 +93,17 @@ def test_gradients_are_pytorchs(make, size, rng):
             np.testing.assert_allclose(parameter.grad, theirs[name], atol=1e-9, err_msg=name)
     for name, statistic in torch_twin.statistics(module).items():
         np.testing.assert_allclose(layer.state_dict()[name], statistic, atol=1e-10, err_msg=name)
+
+
+@pytest.mark.parametrize(("design", "message"), [
+    ({"width": 2}, "speedrun has no width"), ({"shortcut": "A"}, "speedrun has no shortcut"),
+    ({"channels": 5}, "each of the three groups, got 5"), ({"channels": (8, 8)}, "each of the three groups"),
+    ({"channels": (8, 0, 8)}, "each of channels must be an int of at least 1")])
+def test_designs_that_are_none(design, message):
+    with pytest.raises(UserError, match=message):
+        build_model("speedrun", **design)
+
+
+def test_images_of_other_channels_whiten_nothing(rng):
+    with pytest.raises(UserError, match=r"expected \(N, H, W, 3\)"):
+        build_model("speedrun", channels=(8, 8, 8)).whiten_by(rng.standard_normal((4, 8, 8, 1), np.float32))

@@ -9,6 +9,7 @@ from conftest import relative_error
 
 from minires.backends import to_numpy
 from minires.data import Loader, channel_statistics
+from minires.data.augmentations import AlternatingFlip
 from minires.data.shapes import make_shapes
 from minires.errors import UserError
 from minires.losses import CrossEntropyLoss
@@ -91,12 +92,13 @@ def test_an_attack_leaves_the_gradients_that_stood_there(rng):
         Attack(model, epsilon=EPSILON, mean=MEAN, std=STD)(x, target)
 
 
-@pytest.mark.parametrize("shuffle", [True, False])
-def test_training_on_attacks_resumes_to_the_same_bits(shuffle, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("shuffle", "augment"), [(True, False), (False, False), (True, [AlternatingFlip()])])
+def test_training_on_attacks_resumes_to_the_same_bits(shuffle, augment, tmp_path, monkeypatch):
     """Whose start is random, too: stopped after an epoch and a half, and gone on with by other objects."""
     def trainer(out):
         data, model = make_shapes(48, 0, 16), build_model("resnet", rng=0, blocks=(1,), channels=(4,))
-        loader = Loader(data, 16, mean=MEAN, std=STD, shuffle=shuffle, rng=np.random.default_rng(1) if shuffle else None)
+        loader = Loader(data, 16, mean=MEAN, std=STD, shuffle=shuffle, augment=augment,
+                        rng=np.random.default_rng(1) if shuffle else None)
         attack = Attack(model, epsilon=8 / 255, mean=MEAN, std=STD, steps=2, rng=np.random.default_rng(2))
         return Trainer(model, SGD(model.parameters(), 0.05, 0.9), attack.over(loader), Loader(data, 48, mean=MEAN, std=STD),
                        out=out, progress=False)
@@ -144,3 +146,23 @@ def test_a_loaders_batches_are_attacked_where_the_model_is():
 def test_wrong_arguments(options, said):
     with pytest.raises(UserError, match=said):
         Attack(build_model("resnet8"), **{"epsilon": 0.1, "mean": MEAN, "std": STD, **options})
+
+
+def test_an_attack_that_is_broken_off_leaves_gradients_as_they_were(monkeypatch):
+    data, model = make_shapes(8, 0, 16), build_model("resnet", rng=0, blocks=(1,), channels=(4,))
+    x, target = next(iter(Loader(data, 8, mean=MEAN, std=STD)))
+    attack = Attack(model, epsilon=8 / 255, mean=MEAN, std=STD, steps=3)
+    for parameter in model.parameters():
+        parameter.grad.fill(7)
+    gradient, calls = attack._gradient, []
+
+    def broken(*arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return gradient(*arguments)
+
+    monkeypatch.setattr(attack, "_gradient", broken)
+    with pytest.raises(KeyboardInterrupt):
+        attack(x, target)
+    assert all((parameter.grad == 7).all() for parameter in model.parameters())

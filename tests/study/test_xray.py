@@ -24,6 +24,7 @@ from minires.models.resnet import ResNet
 from minires.study import check_gradients, distinct_nonzero, randomise_parameters
 from minires.study.xray import backward_norms, decompose, effective_rank, lesion, lesion_study, observe, plain_twin
 from minires.study.xray.gradients import blocks_of, body
+from minires.study.xray.report import Order, xray
 
 KINDS = {"identity A": (BasicBlock, "A"), "projection B": (BasicBlock, "B"), "bottleneck B": (Bottleneck, "B"),
          "bottleneck A": (Bottleneck, "A"), "plain": (PlainBlock, None)}
@@ -290,3 +291,9 @@ def test_the_twin_of_bottlenecks_is_plain_too(batch, rng):
     for _, layer in body(network):
         y = layer.relu.forward(layer.branch_forward(y)) if hasattr(layer, "shortcut") else layer.forward(y)
     np.testing.assert_allclose(logits, y, atol=1e-12)
+
+
+@pytest.mark.parametrize("target", ["speedrun"])
+def test_networks_of_other_kinds_are_refused(target):
+    with pytest.raises(UserError, match=f"the X-ray looks at .* and {target} is made of something else"):
+        xray(Order(target, images=4))

@@ -180,8 +180,8 @@ def test_flips_alternate_from_epoch_to_epoch_and_depend_on_nothing_else():
 
 def test_an_epoch_that_is_gone_on_with_is_the_same():
     augment = [CropAndFlip(1, False, reflect=True), AlternatingFlip()]
-    whole = list(loader_of(40, augment).batches())
-    rest = list(loader_of(40, augment).batches(3))
+    whole = list(loader_of(40, augment).batches_from())
+    rest = list(loader_of(40, augment).batches_from(3))
     assert len(rest) == len(whole) - 3
     for (x, target), (y, labels) in zip(whole[3:], rest, strict=True):
         assert np.array_equal(x, y) and np.array_equal(target, labels)

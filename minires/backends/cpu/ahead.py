@@ -10,7 +10,6 @@ Nothing that is computed comes from there. Should a process fail, kernels are co
 """
 import atexit
 import importlib
-import inspect
 import json
 import os
 import subprocess
@@ -21,6 +20,7 @@ import numpy as np
 
 from minires.backends.cpu import threads
 from minires.backends.cpu.algorithm import winograd_size
+from minires.backends.listing import convolution_of
 
 FEW = 8  # images for which the kernels are those of a batch: what is chosen for one may be another (algorithm.py)
 MOST_PROCESSES = 3  # beside this one: there are a dozen kernels, some of which take a fifth of the time
@@ -30,7 +30,7 @@ class Ahead:
     """The processes, while a program runs for the first time."""
 
     def __init__(self):
-        self._families, self._processes = None, []
+        self._families, self._count, self._processes = None, 0, []
 
     @contextmanager
     def together(self, steps, images):
@@ -38,10 +38,10 @@ class Ahead:
 
         images: the length of the batch, in whose place they are compiled for FEW.
         """
-        count = min(threads.pool.threads - 1, MOST_PROCESSES)  # with one thread no core is idle
-        self._families = families(steps, images) if count and sys.executable else None
+        self._count = min(threads.pool.threads - 1, MOST_PROCESSES)  # with one thread no core is idle
+        self._families = families(steps, images) if self._count and sys.executable else None
         try:
-            for job in in_order(self._families, count) if self._families else ():
+            for job in in_order(self._families, self._count) if self._families else ():
                 with suppress(Exception):  # the program meets it too
                     _compute(job)
                 if not self._processes:  # nothing had to be compiled
@@ -59,7 +59,7 @@ class Ahead:
         # One thread each, which also keeps them from starting more.
         environment = {**os.environ, "NUMBA_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
         atexit.register(self.end)
-        for number in range(min(threads.pool.threads - 1, MOST_PROCESSES)):
+        for number in range(self._count):
             with suppress(OSError):  # it could not be started, or is gone
                 process = subprocess.Popen([sys.executable, "-m", __name__], env=environment, text=True,
                                            stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -88,17 +88,8 @@ def families(steps, images):
 
 def _family(operator, arguments):
     """0 for a convolution by Winograd, 1 for any other, 2 for what is no convolution."""
-    function = getattr(importlib.import_module("minires.backends.cpu"), operator, None)
-    if function is None:  # reshape, or arithmetic of NumPy's: no operator, and no kernel
-        return 2
-    named = inspect.signature(function).bind(*arguments).arguments
-    if "weight" not in named or "stride" not in named:
-        return 2
-    shape = named["x_shape"] if "x_shape" in named else named["x" if "x" in named else "z"].shape
-    *kernel_size, _, channels = named["weight"].shape
-    geometry = (tuple(named[name]) for name in ("stride", "padding"))
-    return int(winograd_size(tuple(shape), named["weight"].dtype, channels, tuple(kernel_size), *geometry,
-                             tuple(named.get("dilation", (1, 1)))) is None)
+    convolution = convolution_of(operator, arguments)
+    return 2 if convolution is None else int(winograd_size(*convolution) is None)
 
 
 def in_order(families, number, way=1):

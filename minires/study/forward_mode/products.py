@@ -11,8 +11,6 @@ from minires.backends import ops_for
 from minires.errors import UserError
 from minires.layer import Sequential, inference_mode
 from minires.layers import BasicBlock, Bottleneck, PlainBlock, Residual
-from minires.models import ResNet
-from minires.models.speedrun import ConvGroup, Speedrun
 from minires.study.forward_mode.rules import LAYER_RULES, LOSS_RULES
 from minires.study.gradcheck import LayerState, LossLayer
 
@@ -64,12 +62,13 @@ def tangent(layer, x, v, tangents):
 
 def rule_of(layer, rules):
     """The entry of a {class: rule} for a layer; UserError when its class has none. A subclass may compute something else,
-    and needs its own."""
-    if type(layer) not in rules:
+    and needs its own, but for a Sequential that only names its layers."""
+    kind = Sequential if type(layer).forward is Sequential.forward else type(layer)
+    if kind not in rules:
         known = ", ".join(kind.__name__ for kind in rules)
         raise UserError(f"{type(layer).__name__} has no hand-written rule, only {known}: add one to "
                         "minires.study.forward_mode, and to minires.study.hessian for second derivatives")
-    return rules[type(layer)]
+    return rules[kind]
 
 
 def chain_of(layer):
@@ -112,7 +111,7 @@ def _loss(layer, x, v, tangents):
     return np.array([value]), np.array([change])
 
 
-CHAINS = (Sequential, PlainBlock, ResNet, ConvGroup, Speedrun)
+CHAINS = (Sequential, PlainBlock)
 RESIDUALS = (BasicBlock, Bottleneck)
 RULES = {**LAYER_RULES, **dict.fromkeys(CHAINS, _chain), **dict.fromkeys(RESIDUALS, _residual), Residual: _sum,
          LossLayer: _loss}

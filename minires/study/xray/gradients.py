@@ -33,6 +33,7 @@ from math import comb
 import numpy as np
 
 from minires.backends import ops_for
+from minires.errors import UserError
 from minires.layer import Layer, Parameter, Sequential, inference_mode, listening
 from minires.layers import Conv2d, Linear
 from minires.layers.residual import _Branch
@@ -89,6 +90,14 @@ def is_residual(block):
 
 
 STEM = ("conv1", "bn1", "relu")
+
+
+def require_known(network, name):
+    """UserError unless a network is a stem, basic or bottleneck blocks, residual or plain, and a last layer `fc`."""
+    first = [child for child, _ in network.named_children()][:len(STEM)]
+    if tuple(first) != STEM or not hasattr(network, "fc") or not blocks_of(network):
+        raise UserError(f"the X-ray looks at stem, basic, bottleneck or plain blocks and a last layer, and {name} is made "
+                        "of something else: choose a network such as resnet20")
 
 
 def stem(network):

@@ -13,7 +13,7 @@ from minires.errors import UserError
 from minires.study.summary import count_parameters
 from minires.study.xray.activity import observe
 from minires.study.xray.findings import findings
-from minires.study.xray.gradients import TOLERANCE, backward_norms, blocks_of, decompose, is_residual
+from minires.study.xray.gradients import TOLERANCE, backward_norms, blocks_of, decompose, is_residual, require_known
 from minires.study.xray.lesions import lesion_study
 from minires.study.xray.subject import (
     draw_images,
@@ -84,6 +84,7 @@ def xray(order, progress=silent):
             if target in (*runs, *opened):
                 subject.name += f" ({target})"
     for subject in subjects:
+        require_known(subject.moments[0].network, subject.name)
         if subject.moments[0].network.fc.out_features != classes:
             raise UserError(f"{subject.name} tells {subject.moments[0].network.fc.out_features} classes apart and {dataset} "
                             f"has {classes}: X-ray it on the data set it was trained for")
